@@ -32,7 +32,7 @@ from cffi import FFI
 ROOT = Path(__file__).resolve().parent
 CC = shlex.split(os.environ.get("CC", "gcc"))
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wno-unused-parameter")
-CFLAGS = ("-std=gnu11", "-O2", "-g", "-fPIC", "-fno-strict-aliasing", "-fvisibility=hidden", "-D_GNU_SOURCE")
+CFLAGS = ("-std=gnu11", "-O2", "-g", "-fPIC", "-fno-strict-aliasing", "-fvisibility=hidden", "-D_GNU_SOURCE=")
 HARDENING = ("-fstack-protector-strong", "-D_FORTIFY_SOURCE=2")
 
 
