@@ -16,7 +16,9 @@ sources do not exist yet is skipped with a line saying so.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
 import re
 import shlex
@@ -151,7 +153,8 @@ def build(ext: Extension) -> None:
     ffi.cdef(declarations((ROOT / ext.cdef).read_text()))
     ffi.set_source(ext.module, ext.include)
     fresh = objects / "glue.new.c"
-    ffi.emit_c_code(str(fresh))
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+        ffi.emit_c_code(str(fresh))
     write_if_changed(glue, fresh.read_text())
 
     includes = [f"-I{path}" for path in ext.include_dirs]
@@ -162,7 +165,18 @@ def build(ext: Extension) -> None:
         # The glue is cffi's code: our warnings are for ours. It needs its symbols exported and Python's headers.
         flags = ["-w", python] if source == glue else list(WARNINGS)
         relative = str(source.relative_to(ROOT))
-        command = [*CC, *CFLAGS, *HARDENING, *flags, *includes, "-MMD", "-c", relative, "-o", str(output.relative_to(ROOT))]
+        command = [
+            *CC,
+            *CFLAGS,
+            *HARDENING,
+            *flags,
+            *includes,
+            "-MMD",
+            "-c",
+            relative,
+            "-o",
+            str(output.relative_to(ROOT)),
+        ]
         commands.append((output, command, source))
 
     def compile_one(item: tuple[Path, list[str], Path]) -> bool:
@@ -188,7 +202,10 @@ def build(ext: Extension) -> None:
 def main(arguments: list[str]) -> int:
     unknown = set(arguments) - {ext.name for ext in EXTENSIONS}
     if unknown:
-        print(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(ext.name for ext in EXTENSIONS)}", file=sys.stderr)
+        print(
+            f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(ext.name for ext in EXTENSIONS)}",
+            file=sys.stderr,
+        )
         return 2
     failed = 0
     for ext in EXTENSIONS:

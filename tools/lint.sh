@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Runs every linter, says which failed; one finding does not hide another.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+bin=.venv/bin
+failed=()
+step() { # <name> <command...>
+	local name=$1
+	shift
+	printf -- '-- %s\n' "$name"
+	"$@" || failed+=("$name")
+}
+# Top-level packages that exist, tests and tools.
+python_paths() { for path in mesh nodeagent ztunnel controlplane perf tests tools cffi_build.py; do [ -e "$path" ] && printf '%s ' "$path"; done; }
+clang_format() { git ls-files -z '*.c' '*.h' | xargs -0r clang-format --dry-run --Werror; }
+types() {
+	local -a paths
+	read -ra paths <<<"$(python_paths)"
+	$bin/mypy "${paths[@]}"
+}
+generated() { # the messages in git are those of the .proto files
+	local out
+	out=$(mktemp -d)
+	$bin/python -m grpc_tools.protoc -I. --python_out="$out" --pyi_out="$out" mesh/protocol/*.proto &&
+		for file in "$out"/mesh/protocol/*; do
+			cmp -s "$file" "mesh/protocol/${file##*/}" || {
+				echo "mesh/protocol/${file##*/} is older than its .proto: make proto"
+				rm -r "$out"
+				return 1
+			}
+		done
+	rm -r "$out"
+}
+
+step ruff $bin/ruff check --quiet .
+step "ruff format" $bin/ruff format --check --quiet .
+step mypy types
+step "import contracts" $bin/lint-imports
+step "generated messages" generated
+if command -v clang-format >/dev/null; then
+	step clang-format clang_format
+else
+	echo "-- clang-format: not installed, left out"
+fi
+if [ ${#failed[@]} -gt 0 ]; then
+	printf 'lint: FAILED in: %s\n' "${failed[*]}"
+	exit 1
+fi
+echo "lint: clean"

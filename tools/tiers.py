@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs test tiers: ``python tools/tiers.py unit core bpf netns``.
+
+Unit tests run beside the rest on spare cores; tiers that share the kernel (BPF programs, namespaces) run one after
+another. Each has a time limit; its JUnit file lands in build/junit/<tier>.xml. The last line is
+``N passed, N failed, N skipped``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+JUNIT = ROOT / "build" / "junit"
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    name: str
+    limit_s: int
+    options: tuple[str, ...] = ()
+    beside: bool = False
+    """Disturbs nobody and cares for nobody's noise: runs while the others do."""
+
+
+TIERS = {
+    tier.name: tier
+    for tier in (
+        Tier("unit", 300, ("-n", "2"), beside=True),
+        Tier("core", 300),
+        Tier("bpf", 240),
+        Tier("netns", 660),
+        Tier("interop", 600),
+    )
+}
+
+
+@dataclass(slots=True)
+class Run:
+    """A started tier. `log` is None when it writes to our own output."""
+
+    tier: Tier
+    process: subprocess.Popen[bytes]
+    started: float
+    log: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Result) -> Result:
+        return Result(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
+
+    def __str__(self) -> str:
+        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+
+
+def counts(junit: Path) -> Result:
+    """Sums of a JUnit file; a missing or broken one counts as one failure."""
+    try:
+        suites = ET.parse(junit).getroot().iter("testsuite")
+        total = Result()
+        for suite in suites:
+            tests, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
+            failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+            total += Result(max(tests - failed - skipped, 0), failed, skipped)
+        return total
+    except (OSError, ET.ParseError):
+        return Result(failed=1)
+
+
+def start(tier: Tier, *, captured: bool) -> Run:
+    junit = JUNIT / f"{tier.name}.xml"
+    junit.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-q", f"tests/{tier.name}", f"--junitxml={junit}", *tier.options]
+    log = JUNIT / f"{tier.name}.log" if captured else None
+    with open(log, "wb") if log else open(os.dup(1), "wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    return Run(tier, process, time.monotonic(), log)
+
+
+def finish(run: Run) -> Result:
+    """Wait, at most to the tier's limit; print what was captured when it did not go well."""
+    left = run.tier.limit_s - (time.monotonic() - run.started)
+    timed_out = False
+    try:
+        code = run.process.wait(max(left, 1))
+    except subprocess.TimeoutExpired:
+        timed_out, code = True, stop(run)
+    result = counts(JUNIT / f"{run.tier.name}.xml")
+    if code and not result.failed:
+        result += Result(failed=1)  # collection error, crash, nothing collected, time limit
+    if run.log and result.failed:
+        sys.stdout.write(run.log.read_text(errors="replace"))
+    took = time.monotonic() - run.started
+    note = f"  (stopped at its limit of {run.tier.limit_s} s)" if timed_out else ""
+    print(f"== {run.tier.name}: {result} in {took:.0f} s{note}", flush=True)
+    return result
+
+
+def stop(run: Run) -> int:
+    """First the way a person would, so that fixtures clean up; then for good."""
+    for number, grace_s in ((signal.SIGINT, 20), (signal.SIGKILL, 10)):
+        try:
+            os.killpg(run.process.pid, number)
+            return run.process.wait(grace_s) or 1
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            break
+    return 1
+
+
+def main(names: list[str]) -> int:
+    if names == ["--sum"]:  # of what has run, for .ci/run
+        total = sum((counts(junit) for junit in sorted(JUNIT.glob("*.xml"))), Result())
+        print(total.passed, total.failed, total.skipped)
+        return 0
+    unknown = [name for name in names if name not in TIERS]
+    if unknown or not names:
+        print(f"usage: tiers.py {' '.join(TIERS)}", file=sys.stderr)
+        return 2
+    JUNIT.mkdir(parents=True, exist_ok=True)
+    tiers = [TIERS[name] for name in names if (ROOT / "tests" / name).is_dir()]
+    for name in names:
+        if TIERS[name] not in tiers:
+            print(f"== {name}: no tests here", flush=True)
+    total = Result()
+    alone = len(tiers) == 1
+    running = [start(tier, captured=True) for tier in tiers if tier.beside and not alone]
+    try:
+        for tier in tiers:
+            if alone or not tier.beside:
+                run = start(tier, captured=False)
+                running.append(run)
+                total += finish(run)
+                running.remove(run)
+        for run in list(running):
+            total += finish(run)
+            running.remove(run)
+    finally:
+        for run in running:
+            stop(run)
+    print(total)
+    return 1 if total.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
