@@ -61,11 +61,33 @@ struct qn_pod {
 	struct qn_addr addrs[QN_POD_ADDRS]; /* the pod's own addresses (port 0), unused ones zero */
 };
 
+/* Map `pod_addrs` (hash): address of a captured pod -> its network namespace cookie (__u64). Tells which
+ * connections of the node's own processes are worth an entry in `flows`. Writer: nodeagent.
+ */
+struct qn_ip {
+	__u8 ip[16];
+	__u8 family; /* 4 or 6 */
+	__u8 pad[3];
+};
+
+/* Map `settings` (array of 1). Writer: nodeagent. */
+enum qn_agent_down {
+	QN_AGENT_DOWN_CLOSED = 0, /* capture goes on; without listeners connections are refused */
+	QN_AGENT_DOWN_OPEN = 1,   /* when the heartbeat is older than stale_ns new connections pass uncaptured */
+};
+struct qn_settings {
+	__u64 node_netns;    /* cookie of the node's own namespace; 0 = unknown, no HOST flows */
+	__u64 heartbeat_ns;  /* CLOCK_MONOTONIC of the agent's last sign of life */
+	__u64 stale_ns;      /* age at which the agent counts as down */
+	__u32 on_agent_down; /* enum qn_agent_down */
+	__u32 pad;
+};
+
 /* Map `flows` (hash): one TCP connection seen from its active side while it is being opened.
  * kind CLIENT: client -> 15001, addr = original destination; moved to the accepted socket's storage.
  * kind ZTUNNEL: ztunnel -> app, addr = the client to show; moved to the app's accepted socket.
  * kind HOST: node process -> pod; read by inbound (the connection passes uncaptured).
- * Writer: flows. Removed when the passive side is established, or when the active side closes.
+ * Writer: flows. CLIENT and ZTUNNEL are removed when the passive side is established, all when the active side closes.
  * netns is the cookie of the namespace the connection is *received* in for CLIENT and ZTUNNEL (both ends are
  * in the pod) and 0 for HOST (the receiving namespace is not known when it leaves).
  */
@@ -104,6 +126,8 @@ enum qn_counter {
 	QN_CNT_IN_PASS_HOST = 9,    /* inbound: from the node's own namespace (probes) */
 	QN_CNT_IN_DROPPED = 10,     /* inbound: no listener to hand it to: refused */
 	QN_CNT_IN_REFUSED_PORT = 11,/* inbound: dialled 15001 or 15006 directly: refused */
+	QN_CNT_PASS_AGENT = 12,     /* capture: agent down and onAgentDown is open */
+	QN_CNT_IN_PASS_AGENT = 13,  /* inbound: no listener, agent down and onAgentDown is open */
 	QN_CNT_MAX = 16,
 };
 
