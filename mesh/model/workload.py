@@ -46,6 +46,15 @@ class NetworkMode(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Namespace:
+    """A namespace some object was found in; labels are empty when nobody declared it."""
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    annotations: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """One pod or external endpoint.
 
@@ -64,8 +73,8 @@ class Workload:
     captured: bool
     health: Health = Health.HEALTHY
     network_mode: NetworkMode = NetworkMode.STANDARD
-    labels: Mapping[str, str] = EMPTY
-    annotations: Mapping[str, str] = EMPTY
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    annotations: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     ports: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     workload_name: str = ""
     workload_type: str = "pod"
@@ -98,7 +107,7 @@ class Service:
     hostname: str
     vips: tuple[IPAddress, ...]
     ports: tuple[ServicePort, ...]
-    selector: Mapping[str, str] = EMPTY
+    selector: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     publish_not_ready: bool = False
 
 

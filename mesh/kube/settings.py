@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the translation of Kubernetes objects must be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Labels(Enum):
+    """Whose opt-in labels count. ISTIO: ``istio.io/dataplane-mode`` as well as ours, which wins."""
+
+    QANAT = "qanat"
+    ISTIO = "istio"
+
+
+@dataclass(frozen=True, slots=True)
+class TranslateSettings:
+    """``cluster_domain`` ends the hostnames of services."""
+
+    cluster: str = "Kubernetes"
+    trust_domain: str = "cluster.local"
+    cluster_domain: str = "cluster.local"
+    labels: Labels = Labels.QANAT

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole mesh at one moment, and what changed between two moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from ipaddress import IPv6Address
+from types import MappingProxyType
+from typing import TypeVar
+
+from mesh.model.workload import (
+    Endpoint,
+    IPAddress,
+    Namespace,
+    NetworkMode,
+    NodeName,
+    Service,
+    ServiceKey,
+    Workload,
+    WorkloadUid,
+)
+
+Endpoints = Mapping[ServiceKey, tuple[Endpoint, ...]]
+
+K = TypeVar("K", bound=str)
+V = TypeVar("V")
+
+
+def _frozen(mapping: Mapping[K, V]) -> Mapping[K, V]:
+    return MappingProxyType(dict(sorted(mapping.items())))
+
+
+@dataclass(frozen=True)
+class MeshSnapshot:
+    """Immutable; two snapshots are equal when their content is, whatever their epochs.
+
+    Mappings are sorted by key. An address belongs to at most one workload and one service: who builds a snapshot
+    settles that (mesh.kube.assemble). Indexes are made at first use and live as long as the snapshot.
+    """
+
+    epoch: int = field(compare=False)
+    workloads: Mapping[WorkloadUid, Workload]
+    services: Mapping[ServiceKey, Service]
+    endpoints: Endpoints
+    namespaces: Mapping[str, Namespace]
+
+    @classmethod
+    def build(
+        cls,
+        epoch: int,
+        workloads: Iterable[Workload] = (),
+        services: Iterable[Service] = (),
+        endpoints: Mapping[ServiceKey, Sequence[Endpoint]] = MappingProxyType({}),
+        namespaces: Iterable[Namespace] = (),
+    ) -> MeshSnapshot:
+        return cls(
+            epoch=epoch,
+            workloads=_frozen({w.uid: w for w in workloads}),
+            services=_frozen({s.key: s for s in services}),
+            endpoints=_frozen({key: tuple(found) for key, found in endpoints.items() if found}),
+            namespaces=_frozen({n.name: n for n in namespaces}),
+        )
+
+    @cached_property
+    def _by_address(self) -> dict[IPAddress, Workload]:
+        return {
+            address: workload
+            for workload in self.workloads.values()
+            if workload.network_mode is NetworkMode.STANDARD
+            for address in workload.addresses
+        }
+
+    @cached_property
+    def _by_vip(self) -> dict[IPAddress, Service]:
+        return {vip: service for service in self.services.values() for vip in service.vips}
+
+    @cached_property
+    def _by_node(self) -> dict[NodeName, tuple[Workload, ...]]:
+        nodes: dict[NodeName, list[Workload]] = {}
+        for workload in self.workloads.values():
+            if workload.node is not None:
+                nodes.setdefault(workload.node, []).append(workload)
+        return {node: tuple(found) for node, found in nodes.items()}
+
+    @property
+    def nodes(self) -> tuple[NodeName, ...]:
+        """Names of the nodes that have workloads, sorted."""
+        return tuple(sorted(self._by_node))
+
+    def workload_at(self, ip: IPAddress) -> Workload | None:
+        """The workload with this address; IPv4-mapped IPv6 is taken as IPv4. Never a pod on the host's network."""
+        return self._by_address.get(unmapped(ip))
+
+    def service_at(self, ip: IPAddress) -> Service | None:
+        return self._by_vip.get(unmapped(ip))
+
+    def endpoints_of(self, key: ServiceKey) -> tuple[Endpoint, ...]:
+        """Healthy and unhealthy, every family, sorted by (service port, family, address, port)."""
+        return self.endpoints.get(key, ())
+
+    def on_node(self, node: str) -> tuple[Workload, ...]:
+        return self._by_node.get(NodeName(node), ())
+
+    def with_epoch(self, epoch: int) -> MeshSnapshot:
+        return MeshSnapshot(epoch, self.workloads, self.services, self.endpoints, self.namespaces)
+
+
+def unmapped(ip: IPAddress) -> IPAddress:
+    """``::ffff:10.0.0.1`` as ``10.0.0.1``; anything else as it is."""
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        return ip.ipv4_mapped
+    return ip
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What turns one snapshot into another; ``diff(a, b).apply(a) == b``.
+
+    ``endpoints``: the new list of every service whose endpoints changed, empty where none are left.
+    """
+
+    old_epoch: int
+    new_epoch: int
+    added_workloads: tuple[Workload, ...] = ()
+    changed_workloads: tuple[Workload, ...] = ()
+    removed_workloads: tuple[WorkloadUid, ...] = ()
+    added_services: tuple[Service, ...] = ()
+    changed_services: tuple[Service, ...] = ()
+    removed_services: tuple[ServiceKey, ...] = ()
+    endpoints: Endpoints = field(default_factory=lambda: MappingProxyType({}))
+    set_namespaces: tuple[Namespace, ...] = ()
+    removed_namespaces: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(
+            (
+                self.added_workloads,
+                self.changed_workloads,
+                self.removed_workloads,
+                self.added_services,
+                self.changed_services,
+                self.removed_services,
+                self.endpoints,
+                self.set_namespaces,
+                self.removed_namespaces,
+            )
+        )
+
+    def apply(self, old: MeshSnapshot) -> MeshSnapshot:
+        workloads = {w.uid: w for w in self.added_workloads + self.changed_workloads}
+        services = {s.key: s for s in self.added_services + self.changed_services}
+        namespaces = {n.name: n for n in self.set_namespaces}
+        endpoints = _patched(old.endpoints, self.endpoints, ())
+        return MeshSnapshot(
+            epoch=self.new_epoch,
+            workloads=_patched(old.workloads, workloads, self.removed_workloads),
+            services=_patched(old.services, services, self.removed_services),
+            endpoints=_frozen({key: found for key, found in endpoints.items() if found}),
+            namespaces=_patched(old.namespaces, namespaces, self.removed_namespaces),
+        )
+
+
+def _patched(old: Mapping[K, V], put: Mapping[K, V], removed: Sequence[K]) -> Mapping[K, V]:
+    if not put and not removed:
+        return old
+    gone = set(removed)
+    merged = {key: value for key, value in old.items() if key not in gone}
+    merged.update(put)
+    return _frozen(merged)
+
+
+def _compare(old: Mapping[K, V], new: Mapping[K, V]) -> tuple[tuple[V, ...], tuple[V, ...], tuple[K, ...]]:
+    added: list[V] = []
+    changed: list[V] = []
+    for key, value in new.items():
+        before = old.get(key)
+        if before is None:
+            added.append(value)
+        elif before is not value and before != value:
+            changed.append(value)
+    return tuple(added), tuple(changed), tuple(key for key in old if key not in new)
+
+
+def diff(old: MeshSnapshot, new: MeshSnapshot) -> Delta:
+    """Linear in the size of both; values shared by the two snapshots are not compared field by field."""
+    added_w, changed_w, removed_w = _compare(old.workloads, new.workloads)
+    added_s, changed_s, removed_s = _compare(old.services, new.services)
+    added_e, changed_e, removed_e = _compare(old.endpoints, new.endpoints)
+    added_n, changed_n, removed_n = _compare(old.namespaces, new.namespaces)
+    endpoints: dict[ServiceKey, tuple[Endpoint, ...]] = {found[0].service: found for found in added_e + changed_e}
+    endpoints.update((key, ()) for key in removed_e)
+    return Delta(
+        old_epoch=old.epoch,
+        new_epoch=new.epoch,
+        added_workloads=added_w,
+        changed_workloads=changed_w,
+        removed_workloads=removed_w,
+        added_services=added_s,
+        changed_services=changed_s,
+        removed_services=removed_s,
+        endpoints=_frozen(endpoints),
+        set_namespaces=added_n + changed_n,
+        removed_namespaces=removed_n,
+    )

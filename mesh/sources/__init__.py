@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the mesh's objects come from. Each source turns its own form into snapshots and deltas."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from mesh.model.snapshot import Delta, MeshSnapshot
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SourceError:
+    """Something that could not be used, in words for the person who wrote it. ``str()`` gives one line:
+    ``/mesh/shop.yaml:12: Service shop/web: spec.ports[0].targetPort: expected an integer or a port name, got [..]``.
+
+    ``file`` is where it stands (empty: not a file), ``line`` counts from 1 (0: unknown); ``object`` is "Kind ns/name",
+    empty when it is about the whole file.
+    """
+
+    file: str
+    line: int
+    object: str
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.file and self.line else self.file
+        return ": ".join(part for part in (where, self.object, self.path, self.message) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceUpdate:
+    """``errors``: all that stand now, not only new ones; a mended one is simply not there any more.
+    ``notes``: what was left out on purpose (kinds the mesh does not read). ``delta`` may be empty when only they change.
+    """
+
+    snapshot: MeshSnapshot
+    delta: Delta
+    errors: tuple[SourceError, ...]
+    notes: tuple[SourceError, ...] = ()
+
+
+class Source(Protocol):
+    """Used by one task. Epochs of its snapshots strictly increase."""
+
+    def load(self) -> tuple[MeshSnapshot, list[SourceError]]:
+        """Everything as it is now. Blocks while reading; never raises for bad content."""
+        ...
+
+    def watch(self) -> AsyncIterator[SourceUpdate]:
+        """Changes since the last load() or update, as they come; loads first if nobody did. Never ends by itself."""
+        ...

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watches directories of YAML and keeps the last good version of whatever breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from watchfiles import awatch
+
+from mesh.kube.assemble import assemble
+from mesh.kube.objects import KubeObject, ObjectRef, PodObject, ServiceObject
+from mesh.kube.settings import Labels, TranslateSettings
+from mesh.model.snapshot import MeshSnapshot, diff
+from mesh.sources import SourceError, SourceUpdate
+from mesh.sources.files.reader import Entry, FileContent, Signature, UnreadableFile, read_file, signature_of
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".yaml", ".yml")
+STEP_MS = 50
+"""A burst of changes is over when nothing happened for this long..."""
+DEBOUNCE_MS = 500
+"""...or has lasted this long."""
+RECHECK_S = 1.0
+"""Looked at anyway this often: directories that are not there yet, links to places that are not watched."""
+
+
+class _File:
+    """What one file said last. ``broken`` is set while it cannot be read and ``content`` is from before."""
+
+    def __init__(self) -> None:
+        self.signature: Signature | None = None
+        self.content = FileContent()
+        self.broken: SourceError | None = None
+
+
+class FileSource:
+    """All ``*.yaml`` and ``*.yml`` of some directories (not of directories in them), in the order of ``dirs``, then by
+    file name; then ``status_dirs``.
+
+    An object that stands twice counts where it stands first. Status directories are written by programs: there a Pod
+    lends only its ``status`` and, where the user's object has none, its ``nodeName``; a Service only its cluster
+    addresses, where the user's has none; both only to objects that the user has. Everything else there is ordinary.
+
+    A file that cannot be parsed and a directory that vanished keep what they had, a bad object keeps its last good
+    version; a file that is deleted takes its objects with it.
+    """
+
+    def __init__(
+        self,
+        dirs: Sequence[Path],
+        *,
+        status_dirs: Sequence[Path] = (),
+        cluster: str = "Kubernetes",
+        trust_domain: str = "cluster.local",
+        cluster_domain: str = "cluster.local",
+        labels: Labels = Labels.QANAT,
+    ) -> None:
+        self._dirs = tuple(Path(d) for d in dirs)
+        self._status_dirs = tuple(Path(d) for d in status_dirs)
+        self._settings = TranslateSettings(cluster, trust_domain, cluster_domain, labels)
+        self._files: dict[Path, _File] = {}
+        self._missing: set[Path] = set()
+        self._good: dict[tuple[bool, ObjectRef], KubeObject] = {}
+        self._last = SourceUpdate(_EMPTY, diff(_EMPTY, _EMPTY), ())
+        self._loaded = False
+
+    @property
+    def notes(self) -> tuple[SourceError, ...]:
+        """What was left out on purpose at the last load or update."""
+        return self._last.notes
+
+    def load(self) -> tuple[MeshSnapshot, list[SourceError]]:
+        self._refresh()
+        return self._last.snapshot, list(self._last.errors)
+
+    async def watch(self) -> AsyncIterator[SourceUpdate]:
+        if not self._loaded:
+            await asyncio.to_thread(self._refresh)
+            yield self._last
+        while True:
+            watched = tuple(d for d in (*self._dirs, *self._status_dirs) if d.is_dir())
+            places = tuple(signature_of(d) and d.resolve() for d in watched)
+            async for _ in _changes(watched):
+                if await asyncio.to_thread(self._refresh):
+                    yield self._last
+                now = tuple(d for d in (*self._dirs, *self._status_dirs) if d.is_dir())
+                if now != watched or tuple(d.resolve() for d in now) != places:
+                    break
+
+    def _refresh(self) -> bool:
+        """Reads what changed and settles ``_last``. True when there is something to tell."""
+        touched = self._scan()
+        if self._loaded and not touched:
+            return False
+        old = self._last
+        first = not self._loaded
+        self._loaded = True
+        objects, errors, notes = self._effective()
+        assembly = assemble(objects.values(), self._settings)
+        places = {e.ref: (str(path), e.line) for path in reversed(self._order()) for e in self._entries(path)}
+        for conflict in assembly.conflicts:
+            file, line = places.get(conflict.ref, ("", 0))
+            errors.append(SourceError(file, line, str(conflict.ref), conflict.path, conflict.message))
+        snapshot = assembly.snapshot(old.snapshot.epoch + 1)
+        delta = diff(old.snapshot, snapshot)
+        if delta.is_empty and not first:
+            snapshot = old.snapshot
+            delta = diff(snapshot, snapshot)
+        self._last = SourceUpdate(snapshot, delta, tuple(sorted(set(errors))), tuple(sorted(set(notes))))
+        return first or not delta.is_empty or self._last.errors != old.errors or self._last.notes != old.notes
+
+    def _scan(self) -> bool:
+        """Brings ``_files`` up to date with the disk. True when anything was read, gone or missing anew."""
+        touched = False
+        missing: set[Path] = set()
+        for directory in (*self._dirs, *self._status_dirs):
+            known = {path for path in self._files if path.parent == directory}
+            try:
+                names = sorted(entry.name for entry in directory.iterdir())
+            except OSError:
+                missing.add(directory)
+                continue
+            present = {directory / name for name in names if name.endswith(SUFFIXES) and not name.startswith(".")}
+            for path in known - present:
+                del self._files[path]
+                touched = True
+            for path in sorted(present):
+                if not path.is_dir():
+                    touched |= self._read(path)
+        touched |= missing != self._missing
+        self._missing = missing
+        return touched
+
+    def _read(self, path: Path) -> bool:
+        signature = signature_of(path)
+        file = self._files.get(path)
+        if file is not None and file.signature == signature and signature is not None:
+            return False
+        if file is None:
+            file = self._files[path] = _File()
+        file.signature = signature
+        try:
+            file.content = read_file(path, self._settings.labels)
+            file.broken = None
+        except UnreadableFile as error:
+            changed = file.broken != error.error
+            file.broken = error.error
+            return changed
+        return True
+
+    def _order(self) -> list[Path]:
+        ranks = {directory: rank for rank, directory in reversed([*enumerate((*self._dirs, *self._status_dirs))])}
+        return sorted(self._files, key=lambda path: (ranks[path.parent], path.name))
+
+    def _entries(self, path: Path) -> tuple[Entry, ...]:
+        return self._files[path].content.entries
+
+    def _effective(self) -> tuple[dict[ObjectRef, KubeObject], list[SourceError], list[SourceError]]:
+        """The objects that count, status laid over them, and everything that is wrong with the files."""
+        errors: list[SourceError] = []
+        notes: list[SourceError] = []
+        for directory in sorted(self._missing):
+            missing = SourceError(str(directory), 0, "", "", "no such directory, or not readable")
+            (notes if directory in self._status_dirs else errors).append(missing)
+        objects: dict[ObjectRef, KubeObject] = {}
+        overlays: dict[ObjectRef, KubeObject] = {}
+        places: dict[tuple[bool, ObjectRef], tuple[Path, int]] = {}
+        for path in self._order():
+            file = self._files[path]
+            errors += [*file.content.errors, *([file.broken] if file.broken else [])]
+            notes += file.content.notes
+            for entry in file.content.entries:
+                over = path.parent in self._status_dirs and entry.ref.kind in ("Pod", "Service")
+                if entry.error is not None:
+                    errors.append(entry.error)
+                first = places.setdefault((over, entry.ref), (path, entry.line))
+                if first != (path, entry.line):
+                    message = f"is already in {first[0]}:{first[1]}, which counts"
+                    errors.append(SourceError(str(path), entry.line, str(entry.ref), "", message))
+                    continue
+                value = entry.value if entry.value is not None else self._good.get((over, entry.ref))
+                if value is not None:
+                    (overlays if over else objects)[entry.ref] = value
+        self._good = {(False, ref): value for ref, value in objects.items()}
+        self._good.update({(True, ref): value for ref, value in overlays.items()})
+        for ref, overlay in overlays.items():
+            if ref in objects:
+                objects[ref] = _overlaid(objects[ref], overlay)
+        return objects, errors, notes
+
+
+_EMPTY = MeshSnapshot.build(0)
+
+
+def _overlaid(base: KubeObject, overlay: KubeObject) -> KubeObject:
+    match base, overlay:
+        case PodObject(), PodObject():
+            return replace(base, status=overlay.status, node=base.node or overlay.node)
+        case ServiceObject(), ServiceObject() if not base.cluster_ips and not base.headless and not base.external_name:
+            return replace(base, cluster_ips=overlay.cluster_ips, headless=overlay.headless)
+        case _:
+            return base
+
+
+async def _changes(directories: tuple[Path, ...]) -> AsyncIterator[None]:
+    """Yields after each burst of changes, and every RECHECK_S in any case."""
+    if directories:
+        try:
+            async for _ in awatch(
+                *directories,
+                watch_filter=None,
+                debounce=DEBOUNCE_MS,
+                step=STEP_MS,
+                rust_timeout=int(RECHECK_S * 1000),
+                yield_on_timeout=True,
+                recursive=False,
+            ):
+                yield
+        except (OSError, RuntimeError) as error:  # a directory vanished meanwhile, or inotify has no room
+            log.warning("cannot watch, looking every second instead", extra={"error": str(error)})
+    await asyncio.sleep(RECHECK_S)
+    yield
