@@ -33,7 +33,7 @@ class SourceError:
 @dataclass(frozen=True, slots=True)
 class SourceUpdate:
     """``errors``: all that stand now, not only new ones; a mended one is simply not there any more.
-    ``notes``: what was left out on purpose (kinds the mesh does not read). ``delta`` may be empty when only they change.
+    ``notes``: what was left out on purpose (kinds the mesh does not read). ``delta`` is empty when only these change.
     """
 
     snapshot: MeshSnapshot

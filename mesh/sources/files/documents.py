@@ -170,7 +170,7 @@ class _Builder:
         text: str = event.value
         tag = event.tag
         if tag is None or tag == "!":
-            if not event.implicit[0] or not text and event.style:
+            if not event.implicit[0] or (not text and event.style):
                 return text
             tag = self._loader.resolve(yaml.ScalarNode, text, event.implicit)
         construct = _IMPLICIT.get(tag)

@@ -1,0 +1,1 @@
+"""The tunnel: keys, tables and the C engine of one node."""

@@ -1,0 +1,1 @@
+"""The engine, its one Python door and the tables made for it."""
