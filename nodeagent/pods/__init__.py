@@ -1,0 +1,1 @@
+"""Which pods of this node are captured, and bringing the node to that state."""

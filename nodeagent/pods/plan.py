@@ -1,0 +1,109 @@
+"""The decision: what must be done so that exactly the labelled pods of this node are captured. No I/O here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh.model.workload import NetworkMode, Workload, WorkloadUid
+from mesh.protocol.messages import PodInfo
+
+NetnsId = tuple[int, int]
+"""(device, inode) of a namespace: what makes two namespaces the same while one of them is held open."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedPod:
+    """A pod that exists on this node. `netns_id` is None while its namespace cannot be found."""
+
+    namespace: str
+    name: str
+    uid: str
+    netns: Path
+    netns_id: NetnsId | None
+
+
+@dataclass(frozen=True, slots=True)
+class WantedPod:
+    """A pod that has to be captured, as it was when that was decided."""
+
+    uid: str
+    workload: WorkloadUid
+    info: PodInfo
+    netns: Path
+    netns_id: NetnsId
+
+
+@dataclass(frozen=True, slots=True)
+class Unenroll:
+    """`drain`: the pod lives on, its open connections may finish; else it is gone and they are cut."""
+
+    uid: str
+    drain: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A pod that should be captured and cannot be yet."""
+
+    workload: WorkloadUid
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """To be done in this order. `waiting` is for people to read."""
+
+    unenroll: tuple[Unenroll, ...]
+    enroll: tuple[WantedPod, ...]
+    waiting: tuple[Waiting, ...]
+
+
+def plan(workloads: Iterable[Workload], observed: Iterable[ObservedPod], enrolled: Mapping[str, WantedPod]) -> Plan:
+    """`workloads`: all of this node. `observed`: the pods that exist. `enrolled`: by pod uid, what has been begun."""
+    by_name = {(pod.namespace, pod.name): pod for pod in observed}
+    wanted: dict[str, WantedPod] = {}
+    waiting: list[Waiting] = []
+    for workload in workloads:
+        if not workload.captured or workload.network_mode is NetworkMode.HOST_NETWORK:
+            continue
+        found = _wanted(workload, by_name.get((workload.namespace, workload.name)))
+        if isinstance(found, Waiting):
+            waiting.append(found)
+        else:
+            wanted[found.uid] = found
+    alive = {pod.uid: pod.netns_id for pod in by_name.values()}
+    unenroll = []
+    for uid, old in enrolled.items():
+        new = wanted.get(uid)
+        if new == old:
+            continue
+        same_place = alive.get(uid) == old.netns_id
+        if new is not None:
+            why = "addresses or service account changed" if same_place else "network namespace replaced"
+        elif uid not in alive:
+            why = "pod is gone"
+        else:
+            why = "no longer captured" if same_place else "network namespace is gone"
+        unenroll.append(Unenroll(uid, drain=same_place, why=why))
+    enroll = tuple(pod for uid, pod in wanted.items() if enrolled.get(uid) != pod)
+    return Plan(tuple(unenroll), enroll, tuple(waiting))
+
+
+def _wanted(workload: Workload, pod: ObservedPod | None) -> WantedPod | Waiting:
+    if pod is None:
+        return Waiting(workload.uid, "the pod is not running on this node")
+    if pod.netns_id is None:
+        return Waiting(workload.uid, f"network namespace {pod.netns} cannot be found")
+    if not workload.addresses:
+        return Waiting(workload.uid, "the pod has no address yet")
+    info = PodInfo(
+        name=workload.name,
+        namespace=workload.namespace,
+        service_account=workload.service_account,
+        addresses=workload.addresses,
+        trust_domain=workload.trust_domain,
+    )
+    return WantedPod(pod.uid, workload.uid, info, pod.netns, pod.netns_id)

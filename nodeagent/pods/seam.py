@@ -1,0 +1,41 @@
+"""What enrolment needs from the kernel side. Real: nodeagent.capture; tests have their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from mesh.model.workload import IPAddress
+from mesh.protocol.messages import ListenerName
+
+
+class KernelError(Exception):
+    """The kernel side could not do it; the message says what and why. Tried again later."""
+
+
+class Kernel(Protocol):
+    """Blocking but quick (milliseconds)."""
+
+    @property
+    def sockets_map_fd(self) -> int:
+        """Of the socket-storage map; stays ours."""
+
+    def cookie(self, netns_fd: int) -> int:
+        """Of a network namespace. Raises KernelError."""
+
+    def make_listeners(self, netns_fd: int) -> dict[ListenerName, int]:
+        """Listening sockets inside the namespace; the caller owns them. Raises KernelError."""
+
+    def capture(
+        self, cookie: int, netns_fd: int, addresses: tuple[IPAddress, ...], listeners: Mapping[ListenerName, int]
+    ) -> None:
+        """Outbound and inbound capture on, or brought up to date for a pod that has it. Raises KernelError."""
+
+    def release(self, cookie: int) -> None:
+        """Capture off; nothing happens when it was not on. Raises KernelError."""
+
+    def captured(self) -> frozenset[int]:
+        """Cookies of pods whose capture is on, those of an earlier agent included."""
+
+    def counters(self) -> Mapping[str, int]:
+        """Outcomes by reason since the maps were made."""
