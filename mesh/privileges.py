@@ -25,6 +25,7 @@ class Capability(IntEnum):
     DAC_READ_SEARCH = 2
     SETPCAP = 8
     NET_ADMIN = 12
+    NET_RAW = 13
     SYS_ADMIN = 21
     PERFMON = 38
     BPF = 39

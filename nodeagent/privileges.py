@@ -10,8 +10,9 @@ from mesh.privileges import Capability
 
 log = logging.getLogger(__name__)
 
-KEPT = (Capability.BPF, Capability.NET_ADMIN, Capability.SYS_ADMIN, Capability.PERFMON)
-"""BPF and PERFMON: load programs, trace. NET_ADMIN: attach them. SYS_ADMIN: enter a pod's network namespace."""
+KEPT = (Capability.BPF, Capability.NET_ADMIN, Capability.NET_RAW, Capability.SYS_ADMIN, Capability.PERFMON)
+"""BPF and PERFMON: load programs, trace. NET_ADMIN: attach them. NET_RAW: the sockets that answer
+a captured client's SYN. SYS_ADMIN: enter a pod's network namespace."""
 
 
 def drop() -> frozenset[Capability]:

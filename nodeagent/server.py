@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.protocol.messages import (
-    SOCKETS_MAP,
     Ack,
     Add,
     Delete,
@@ -175,18 +174,19 @@ class ZdsServer:
 
     `prepare(held)` is awaited before a new peer gets its snapshot, with what the peer already holds: the moment to
     adopt or make listeners. It owns those descriptors from there.
+    `maps`: descriptors of BPF maps by name; they stay the caller's.
     """
 
     def __init__(
         self,
         path: Path,
         *,
-        sockets_map_fd: int,
+        maps: Mapping[str, int],
         prepare: Callable[[list[tuple[Held, Descriptors]]], Awaitable[None]],
         drain_ms: int,
     ) -> None:
         self._path = path
-        self._sockets_map_fd = sockets_map_fd
+        self._maps = maps
         self._prepare = prepare
         self._drain_ms = drain_ms
         self._pods: dict[str, PodHandle] = {}
@@ -313,7 +313,7 @@ class ZdsServer:
     async def _sync(self, peer: Peer) -> None:
         held: list[tuple[Held, Descriptors]] = []
         if peer.hello.qanat:
-            await _acked(peer, Maps((SOCKETS_MAP,)), [self._sockets_map_fd])
+            await _acked(peer, Maps(tuple(self._maps)), list(self._maps.values()))
             held = await peer.inventory()
         await self._prepare(held)
         for uid in self._lost:

@@ -6,7 +6,9 @@ is answered by any number of Held and one Ack).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import IntEnum
 from ipaddress import ip_address
 from typing import TypeVar
 
@@ -18,6 +20,7 @@ from mesh.protocol.seqpacket import ProtocolError
 
 LISTENER_PORTS = (15001, 15006, 15008)
 SOCKETS_MAP = "sockets"
+FLOWS_MAP = "flows"
 
 _M = TypeVar("_M", bound=Message)
 
@@ -36,12 +39,27 @@ class PodInfo:
         return f"{self.namespace}/{self.name}"
 
 
+class SocketKind(IntEnum):
+    """What a passed socket is (ztunnel/csrc/syn.h)."""
+
+    LISTEN = 0
+    WATCH = 1
+    """packet socket on the pod's `lo` that sees first SYNs to the port"""
+    REPLAY = 2
+    """raw socket that answers them"""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class ListenerName:
-    """What a passed listening socket is for: port 15001, 15006 or 15008, family 4 or 6."""
+    """What a passed socket is for: port 15001, 15006 or 15008, family 4 or 6."""
 
     port: int
     family: int
+    kind: SocketKind = SocketKind.LISTEN
+
+    def __str__(self) -> str:
+        suffix = "" if self.kind is SocketKind.LISTEN else f" {self.kind.name.lower()}"
+        return f"{self.port}/v{self.family}{suffix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +155,7 @@ def encode_request(message: Request) -> bytes:
                 add=pb.AddWorkload(
                     uid=uid,
                     workload_info=_raw_info(info),
-                    listeners=[pb.Listener(port=one.port, family=one.family) for one in listeners],
+                    listeners=_raw_listeners(listeners),
                     netns_cookie=cookie,
                 )
             )
@@ -202,7 +220,7 @@ def encode_response(message: Response) -> bytes:
                 held=pb.Held(
                     uid=uid,
                     workload_info=_raw_info(info),
-                    listeners=[pb.Listener(port=one.port, family=one.family) for one in listeners],
+                    listeners=_raw_listeners(listeners),
                 )
             )
     return raw.SerializeToString()
@@ -266,7 +284,11 @@ def _info(raw: pb.WorkloadInfo) -> PodInfo:
     )
 
 
+def _raw_listeners(listeners: Iterable[ListenerName]) -> list[pb.Listener]:
+    return [pb.Listener(port=one.port, family=one.family, kind=one.kind) for one in listeners]
+
+
 def _listener(raw: pb.Listener) -> ListenerName:
-    if raw.port not in LISTENER_PORTS or raw.family not in (4, 6):
-        raise ProtocolError(f"a listener for port {raw.port}, family {raw.family}")
-    return ListenerName(port=raw.port, family=raw.family)
+    if raw.port not in LISTENER_PORTS or raw.family not in (4, 6) or raw.kind > max(SocketKind):
+        raise ProtocolError(f"a socket of kind {raw.kind} for port {raw.port}, family {raw.family}")
+    return ListenerName(port=raw.port, family=raw.family, kind=SocketKind(raw.kind))

@@ -339,7 +339,7 @@ class Enroller:
             state=state.value,
             error=entry.error or ("" if state is not PodState.CLOSED else "no ztunnel serves this pod"),
             netns_cookie=handle.cookie if handle else 0,
-            listeners=tuple(f"{one.port}/v{one.family}" for one in names),
+            listeners=tuple(str(one) for one in names),
             attempts=entry.attempts,
         )
 

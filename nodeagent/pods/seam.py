@@ -17,14 +17,15 @@ class Kernel(Protocol):
     """Blocking but quick (milliseconds)."""
 
     @property
-    def sockets_map_fd(self) -> int:
-        """Of the socket-storage map; stays ours."""
+    def maps(self) -> Mapping[str, int]:
+        """Descriptors of the maps ztunnel needs (messages.SOCKETS_MAP, FLOWS_MAP); they stay the kernel side's."""
 
     def cookie(self, netns_fd: int) -> int:
         """Of a network namespace. Raises KernelError."""
 
     def make_listeners(self, netns_fd: int) -> dict[ListenerName, int]:
-        """Listening sockets inside the namespace; the caller owns them. Raises KernelError."""
+        """Listening sockets inside the namespace, and those that watch and answer SYNs; the caller owns them.
+        Raises KernelError."""
 
     def capture(
         self, cookie: int, netns_fd: int, addresses: tuple[IPAddress, ...], listeners: Mapping[ListenerName, int]
@@ -36,6 +37,9 @@ class Kernel(Protocol):
 
     def captured(self) -> frozenset[int]:
         """Cookies of pods whose capture is on, those of an earlier agent included."""
+
+    def heartbeat(self) -> None:
+        """The agent lives; called about every second."""
 
     def counters(self) -> Mapping[str, int]:
         """Outcomes by reason since the maps were made."""

@@ -35,7 +35,16 @@ def mask(*capabilities: Capability) -> int:
     ("program", "kept"),
     [
         ("ztunnel", (Capability.SYS_ADMIN,)),
-        ("nodeagent", (Capability.SYS_ADMIN, Capability.NET_ADMIN, Capability.BPF, Capability.PERFMON)),
+        (
+            "nodeagent",
+            (
+                Capability.SYS_ADMIN,
+                Capability.NET_ADMIN,
+                Capability.NET_RAW,
+                Capability.BPF,
+                Capability.PERFMON,
+            ),
+        ),
     ],
 )
 def test_only_the_named_capabilities_are_left_in_every_set(program: str, kept: tuple[Capability, ...]) -> None:
@@ -53,7 +62,8 @@ def test_a_started_program_does_not_get_them_back() -> None:
         import subprocess
         from ztunnel import privileges
         privileges.drop()
-        print(subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True).stdout.replace("Cap", "ChildCap"))
+        child = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True)
+        print(child.stdout.replace("Cap", "ChildCap"))
         """
     )
 

@@ -26,6 +26,7 @@ from mesh.protocol.messages import (
     Request,
     Response,
     SnapshotSent,
+    SocketKind,
     decode_hello,
     decode_request,
     decode_response,
@@ -36,7 +37,7 @@ from mesh.protocol.messages import (
 from mesh.protocol.seqpacket import MAX_DESCRIPTORS, Endpoint, PeerGone, PeerTimeout, ProtocolError, listen
 
 INFO = PodInfo("web", "shop", "web", (ip_address("10.0.0.7"), ip_address("fd00::7")), "cluster.local")
-LISTENERS = (ListenerName(15001, 4), ListenerName(15008, 6))
+LISTENERS = (ListenerName(15001, 4, SocketKind.WATCH), ListenerName(15008, 6))
 
 
 def open_descriptors() -> int:

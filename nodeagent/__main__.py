@@ -1,0 +1,83 @@
+"""`python -m nodeagent`: the node agent."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import click
+
+from mesh.lifecycle import set_up_logging
+from mesh.privileges import PrivilegeError
+from nodeagent import privileges
+from nodeagent.config import DEFAULT_RUN_DIR, Config, split_dirs
+
+_DIR = click.Path(path_type=Path)
+
+
+@click.command(context_settings={"auto_envvar_prefix": "QANAT_AGENT", "show_default": True})
+@click.option("--mesh", default="default", envvar="QANAT_MESH", help="Name of the mesh.")
+@click.option("--node", required=True, envvar=["QANAT_NODE", "NODE_NAME"], help="Name of this node.")
+@click.option(
+    "--config", "dirs", type=_DIR, multiple=True, envvar="QANAT_CONFIG", help="Directory of YAML; repeatable."
+)
+@click.option("--status", type=_DIR, multiple=True, help="Directory of YAML written by programs; repeatable.")
+@click.option("--run-dir", type=_DIR, default=DEFAULT_RUN_DIR, envvar="QANAT_RUN_DIR", help="Sockets and state.")
+@click.option("--cluster", default="Kubernetes", envvar="QANAT_CLUSTER", help="Cluster id in workload uids.")
+@click.option("--trust-domain", default="cluster.local", envvar="QANAT_TRUST_DOMAIN", help="Of this mesh's identities.")
+@click.option(
+    "--on-agent-down",
+    type=click.Choice(["closed", "open"]),
+    default="closed",
+    help="New connections of captured pods while the agent is away: served by what is there, or uncaptured.",
+)
+@click.option("--drain", "drain_s", default=30.0, help="Seconds that open connections may go on after un-enrolment.")
+@click.option("--close-after", "close_after_s", default=30.0, help="Seconds without any ztunnel until refusal.")
+@click.option("--detach-on-exit", is_flag=True, help="Take capture off at an orderly end; else it stays.")
+@click.option("--log-level", default="info", envvar="QANAT_LOG_LEVEL", help="error, warning, info or debug.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", envvar="QANAT_LOG_FORMAT")
+def main(
+    mesh: str,
+    node: str,
+    dirs: tuple[Path, ...],
+    status: tuple[Path, ...],
+    run_dir: Path,
+    cluster: str,
+    trust_domain: str,
+    on_agent_down: str,
+    drain_s: float,
+    close_after_s: float,
+    detach_on_exit: bool,
+    log_level: str,
+    log_format: str,
+) -> None:
+    """Enrols this node's labelled pods: listeners in their namespaces, eBPF capture, ztunnel told."""
+    set_up_logging(log_level, log_format)
+    users, programs = split_dirs(dirs, status, run_dir, mesh)
+    config = Config(
+        mesh=mesh,
+        node=node,
+        dirs=users,
+        status_dirs=programs,
+        run_dir=run_dir,
+        cluster=cluster,
+        trust_domain=trust_domain,
+        on_agent_down=on_agent_down,
+        drain_s=drain_s,
+        close_after_s=close_after_s,
+        detach_on_exit=detach_on_exit,
+        log_level=log_level,
+        log_format=log_format,
+    )
+    try:
+        privileges.drop()
+    except PrivilegeError as error:
+        sys.exit(f"nodeagent: cannot give up privileges: {error}")
+    from nodeagent.app import run  # after the drop: libraries start threads
+
+    sys.exit(asyncio.run(run(config)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The agent's admin interface: HTTP on a Unix socket.
+
+GET /healthz/ready: 200 once the first round of enrolment is over. GET /status: pods, peers, counters, errors.
+GET /checks: what the kernel offers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+Probe = Callable[[], Sequence[Any]]
+
+
+def build(is_ready: Callable[[], bool], status: Callable[[], dict[str, object]], probe: Probe) -> web.Application:
+    async def ready(_: web.Request) -> web.Response:
+        return web.Response(text="ready\n") if is_ready() else web.Response(status=503, text="not ready\n")
+
+    async def show_status(_: web.Request) -> web.Response:
+        return web.json_response(status())
+
+    async def checks(_: web.Request) -> web.Response:
+        found = await asyncio.to_thread(probe)
+        return web.json_response(
+            [asdict(one) if is_dataclass(one) and not isinstance(one, type) else one for one in found]
+        )
+
+    app = web.Application()
+    app.add_routes(
+        [web.get("/healthz/ready", ready), web.get("/status", show_status), web.get("/checks", checks)],
+    )
+    return app
+
+
+async def serve(app: web.Application, path: Path) -> None:
+    """Until cancelled. Readable by root only."""
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    try:
+        await web.UnixSite(runner, str(path)).start()
+        path.chmod(0o600)
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,129 @@
+"""The node agent put together: sources in, enroller in the middle, kernel and ztunnel out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+
+from mesh.lifecycle import Shutdown, supervise
+from mesh.sources.files import FileSource
+from nodeagent import admin
+from nodeagent.config import Config
+from nodeagent.kernel import CaptureKernel, probe
+from nodeagent.pods.discovery import PodsFile
+from nodeagent.pods.enroller import Enroller
+from nodeagent.pods.seam import Kernel, KernelError
+from nodeagent.server import ZdsServer
+
+log = logging.getLogger(__name__)
+
+
+class Agent:
+    """All tasks of the process. `kernel` is the caller's to close."""
+
+    def __init__(self, config: Config, kernel: Kernel) -> None:
+        self._config = config
+        self._kernel = kernel
+        drain_ms = int(config.drain_s * 1000)
+        self.enroller = Enroller(kernel, drain_ms=drain_ms, close_after_s=config.close_after_s)
+        self.server = ZdsServer(config.zds_socket, maps=kernel.maps, prepare=self.enroller.prepare, drain_ms=drain_ms)
+        self.enroller.attach(self.server)
+        self._source = FileSource(
+            config.dirs, status_dirs=config.status_dirs, cluster=config.cluster, trust_domain=config.trust_domain
+        )
+        self._source_errors: tuple[str, ...] = ()
+        self._pods_error = ""
+        self._epoch = 0
+        self._started = time.time()
+
+    async def run(self, shutdown: Shutdown) -> None:
+        """Until asked to end. Capture stays on."""
+        parts: dict[str, Callable[[], Awaitable[None]]] = {
+            "mesh source": self._watch_mesh,
+            "pods": self._watch_pods,
+            "node messages": self.server.run,
+            "enrolment": self.enroller.run,
+            "wake-ups": self._wake,
+            "heartbeat": self._heartbeat,
+            "admin": self._serve_admin,
+        }
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(supervise(name, part)) for name, part in parts.items()]
+            await shutdown.orderly.wait()
+            for task in running:
+                task.cancel()
+        self.enroller.close()
+
+    async def _watch_mesh(self) -> None:
+        async for update in self._source.watch():
+            errors = tuple(str(error) for error in update.errors)
+            for fresh in set(errors) - set(self._source_errors):
+                log.warning("mesh source: %s", fresh)
+            self._source_errors = errors
+            self._epoch = update.snapshot.epoch
+            self.enroller.set_workloads(update.snapshot.on_node(self._config.node))
+
+    async def _watch_pods(self) -> None:
+        async for seen in PodsFile(self._config.pods_file).watch():
+            if seen.error and seen.error != self._pods_error:
+                log.warning("pods file: %s", seen.error)
+            self._pods_error = seen.error
+            self.enroller.set_observed(seen.pods)
+
+    async def _wake(self) -> None:
+        while True:
+            await self.server.changed.wait()
+            self.server.changed.clear()
+            self.enroller.wake()
+
+    async def _heartbeat(self) -> None:
+        while True:
+            self._kernel.heartbeat()
+            await asyncio.sleep(1.0)
+
+    async def _serve_admin(self) -> None:
+        app = admin.build(self.enroller.is_settled.is_set, self.status, probe)
+        await admin.serve(app, self._config.admin_socket)
+
+    def status(self) -> dict[str, object]:
+        """What /status shows."""
+        try:
+            counters: object = dict(self._kernel.counters())
+        except KernelError as error:
+            counters = {"error": str(error)}
+        return {
+            "mesh": self._config.mesh,
+            "node": self._config.node,
+            "pid": os.getpid(),
+            "started": self._started,
+            "ready": self.enroller.is_settled.is_set(),
+            "epoch": self._epoch,
+            "pods": [asdict(pod) for pod in self.enroller.status()],
+            "ztunnels": [asdict(peer) for peer in self.server.status()],
+            "counters": counters,
+            "errors": [*self._source_errors, *([self._pods_error] if self._pods_error else [])],
+        }
+
+
+async def run(config: Config) -> int:
+    """Exit status."""
+    try:
+        kernel = CaptureKernel.open(config)
+    except KernelError as error:
+        log.error("the kernel side cannot start: %s", error)
+        return 1
+    try:
+        shutdown = Shutdown()
+        shutdown.install()
+        log.info("node agent started", extra={"mesh": config.mesh, "node": config.node})
+        await Agent(config, kernel).run(shutdown)
+        if config.detach_on_exit:
+            kernel.detach()
+        log.info("node agent ended", extra={"capture": "off" if config.detach_on_exit else "stays on"})
+        return 0
+    finally:
+        kernel.close()

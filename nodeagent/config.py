@@ -1,0 +1,58 @@
+"""Settings of the node agent, parsed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_RUN_DIR = Path("/run/qanat")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """`dirs`: the user's YAML. `status_dirs`: YAML written by programs. `close_after_s`: connections of captured pods
+    are refused when no ztunnel has been there for so long; until then they wait."""
+
+    mesh: str
+    node: str
+    dirs: tuple[Path, ...]
+    status_dirs: tuple[Path, ...]
+    run_dir: Path
+    cluster: str = "Kubernetes"
+    trust_domain: str = "cluster.local"
+    on_agent_down: str = "closed"
+    drain_s: float = 30.0
+    close_after_s: float = 30.0
+    detach_on_exit: bool = False
+    log_level: str = "info"
+    log_format: str = "text"
+
+    @property
+    def node_dir(self) -> Path:
+        return self.run_dir / self.mesh / "nodes" / self.node
+
+    @property
+    def zds_socket(self) -> Path:
+        return self.node_dir / "zds.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        return self.node_dir / "agent.sock"
+
+    @property
+    def pods_file(self) -> Path:
+        return self.node_dir / "pods.json"
+
+    @property
+    def instance(self) -> str:
+        """Names our BPF objects: several meshes and nodes may share one kernel."""
+        return f"{self.mesh}-{self.node}"
+
+
+def split_dirs(
+    dirs: tuple[Path, ...], status: tuple[Path, ...], run_dir: Path, mesh: str
+) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """(user's, programs') directories. The mesh's own status directory is always among the latter, however given."""
+    own = run_dir / mesh / "status"
+    users = tuple(one for one in dirs if one != own)
+    return users, (*(one for one in status if one != own), own)
