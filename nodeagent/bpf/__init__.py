@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel side seen from user space: layouts, the libbpf door, probes."""

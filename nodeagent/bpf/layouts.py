@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bpf/include/qanat.h in Python: ctypes twins of its structs and conversions to values.
+
+The twins are compared with the compiler's sizes and offsets at import of `nodeagent.bpf.loader` (`check`), and with
+the BTF of the loaded maps in tests/bpf.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+Address = IPv4Address | IPv6Address
+
+SCHEMA_VERSION: Final = 1
+POD_MAX: Final = 4096
+POD_ADDRS: Final = 4
+PORT_OUTBOUND: Final = 15001
+PORT_INBOUND: Final = 15006
+PORT_HBONE: Final = 15008
+
+
+class Role(IntEnum):
+    NONE = 0
+    CLIENT = 1
+    ZTUNNEL = 2
+    CAPTURED = 3
+    SERVER = 4
+
+
+class FlowKind(IntEnum):
+    CLIENT = 1
+    ZTUNNEL = 2
+    HOST = 3
+
+
+class PodFlag(IntFlag):
+    CAPTURE = 1
+
+
+class AgentDown(IntEnum):
+    CLOSED = 0
+    OPEN = 1
+
+
+class Counter(IntEnum):
+    """Indexes into `counters`; the meaning of each is in qanat.h."""
+
+    CAPTURED = 0
+    PASS_LOCAL = 1
+    PASS_ZTUNNEL = 2
+    REFUSED_STORAGE = 3
+    REFUSED_AGENT = 4
+    FLOW_FULL = 5
+    IN_CAPTURED = 6
+    IN_PASS_LOCAL = 7
+    IN_PASS_HBONE = 8
+    IN_PASS_HOST = 9
+    IN_DROPPED = 10
+    IN_REFUSED_PORT = 11
+    PASS_AGENT = 12
+    IN_PASS_AGENT = 13
+
+
+class QnAddr(ctypes.Structure):
+    _fields_ = (
+        ("ip", ctypes.c_uint8 * 16),
+        ("port", ctypes.c_uint16),
+        ("family", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8),
+        ("pad2", ctypes.c_uint32),
+    )
+
+
+class QnSocket(ctypes.Structure):
+    _fields_ = (("role", ctypes.c_uint32), ("pad", ctypes.c_uint32), ("addr", QnAddr))
+
+
+class QnPod(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint32), ("slot", ctypes.c_uint32), ("addrs", QnAddr * POD_ADDRS))
+
+
+class QnIp(ctypes.Structure):
+    _fields_ = (("ip", ctypes.c_uint8 * 16), ("family", ctypes.c_uint8), ("pad", ctypes.c_uint8 * 3))
+
+
+class QnSettings(ctypes.Structure):
+    _fields_ = (
+        ("node_netns", ctypes.c_uint64),
+        ("heartbeat_ns", ctypes.c_uint64),
+        ("stale_ns", ctypes.c_uint64),
+        ("on_agent_down", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
+class QnFlowKey(ctypes.Structure):
+    _fields_ = (
+        ("netns", ctypes.c_uint64),
+        ("src", ctypes.c_uint8 * 16),
+        ("dst", ctypes.c_uint8 * 16),
+        ("src_port", ctypes.c_uint16),
+        ("dst_port", ctypes.c_uint16),
+        ("family", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 3),
+    )
+
+
+class QnFlow(ctypes.Structure):
+    _fields_ = (("kind", ctypes.c_uint32), ("pad", ctypes.c_uint32), ("addr", QnAddr))
+
+
+STRUCTS: Final[dict[str, type[ctypes.Structure]]] = {
+    "qn_addr": QnAddr,
+    "qn_socket": QnSocket,
+    "qn_pod": QnPod,
+    "qn_ip": QnIp,
+    "qn_settings": QnSettings,
+    "qn_flow_key": QnFlowKey,
+    "qn_flow": QnFlow,
+}
+
+CONSTANTS: Final[dict[str, int]] = {
+    "QN_SCHEMA_VERSION": SCHEMA_VERSION,
+    "QN_POD_MAX": POD_MAX,
+    "QN_POD_ADDRS": POD_ADDRS,
+    "QN_PORT_OUTBOUND": PORT_OUTBOUND,
+    "QN_PORT_INBOUND": PORT_INBOUND,
+    "QN_PORT_HBONE": PORT_HBONE,
+}
+
+
+class LayoutMismatch(RuntimeError):
+    """The extension was built from another qanat.h than this module: rebuild (`make ext`)."""
+
+
+def check(layout: Callable[[str], int]) -> None:
+    """Compare every twin with the compiler's layout. Raises LayoutMismatch naming the first difference."""
+    expected = dict(CONSTANTS)
+    for name, struct in STRUCTS.items():
+        expected[name] = ctypes.sizeof(struct)
+        for field in struct._fields_:
+            expected[f"{name}.{field[0]}"] = getattr(struct, field[0]).offset
+    for what, value in expected.items():
+        if layout(what) != value:
+            raise LayoutMismatch(f"{what}: {value} here, {layout(what)} in qanat.h; rebuild with `make ext`")
+
+
+@dataclass(frozen=True, slots=True)
+class SockAddr:
+    """An address and port of a socket; IPv4-mapped IPv6 is IPv4 here."""
+
+    ip: Address
+    port: int = 0
+
+    def __str__(self) -> str:
+        return f"[{self.ip}]:{self.port}" if self.ip.version == 6 else f"{self.ip}:{self.port}"
+
+
+def pack_ip(ip: Address) -> tuple[bytes, int]:
+    """(16 bytes, family 4 or 6) as qanat.h stores them."""
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return ip.packed.ljust(16, b"\0"), ip.version
+
+
+def pack_addr(addr: SockAddr | None) -> QnAddr:
+    """None packs to the empty address (family 0)."""
+    packed = QnAddr()
+    if addr is not None:
+        ip, family = pack_ip(addr.ip)
+        packed.ip[:] = ip
+        packed.port = addr.port
+        packed.family = family
+    return packed
+
+
+def unpack_ip(ip: bytes, family: int) -> Address | None:
+    match family:
+        case 4:
+            return IPv4Address(ip[:4])
+        case 6:
+            return IPv6Address(ip)
+        case _:
+            return None
+
+
+def unpack_addr(packed: QnAddr) -> SockAddr | None:
+    ip = unpack_ip(bytes(packed.ip), packed.family)
+    return None if ip is None else SockAddr(ip, packed.port)
+
+
+def pack_socket(role: Role, addr: SockAddr | None = None) -> bytes:
+    return bytes(QnSocket(role=role, addr=pack_addr(addr)))
+
+
+def pack_pod_address(ip: Address) -> bytes:
+    """Key of `pod_addrs`."""
+    packed, family = pack_ip(ip)
+    key = QnIp(family=family)
+    key.ip[:] = packed
+    return bytes(key)
+
+
+def pack_flow_key(netns: int, src: SockAddr, dst: SockAddr) -> bytes:
+    """Key of `flows`. Both addresses must be of one family (IPv4-mapped counts as IPv4)."""
+    key = QnFlowKey(netns=netns, src_port=src.port, dst_port=dst.port)
+    source, key.family = pack_ip(src.ip)
+    key.src[:] = source
+    key.dst[:] = pack_ip(dst.ip)[0]
+    return bytes(key)
