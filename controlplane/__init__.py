@@ -1,0 +1,1 @@
+"""Everything that exists once per mesh: the certificate authority."""

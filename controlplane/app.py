@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the parts together and keeps them running until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+
+from controlplane.ca.access import NodeTokens, Permissions
+from controlplane.ca.authority import Authority, write_atomically
+from controlplane.ca.service import CertificateServer, CertificateService
+from controlplane.config import Config
+from mesh.lifecycle import Shutdown, supervise
+from mesh.sources.files import FileSource
+
+log = logging.getLogger(__name__)
+
+
+async def run(config: Config, shutdown: Shutdown) -> None:
+    """Returns after `shutdown`. Raises BadAuthority or OSError when it cannot start."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    authority = Authority(config.authority_dir, config.trust_domain, config.leaf_ttl_s)
+    source = FileSource(
+        config.config, status_dirs=config.status_dirs, cluster=config.cluster, trust_domain=config.trust_domain
+    )
+    snapshot, errors = source.load()
+    for error in errors:
+        log.warning("mesh object not used", extra={"cause": error})
+    permissions = Permissions(snapshot)
+    server = CertificateServer(CertificateService(authority, NodeTokens(config.nodes_dir), permissions), config.socket)
+
+    async def follow() -> None:
+        async for update in source.watch():
+            for error in update.errors:
+                log.warning("mesh object not used", extra={"cause": error})
+            await permissions.replace(update.snapshot)
+
+    async with asyncio.TaskGroup() as group:
+        following = group.create_task(supervise("mesh source", follow), name="mesh source")
+        await server.start()
+        announce(config.ready_file)
+        log.info(
+            "ready",
+            extra={"mesh": config.mesh, "socket": str(config.socket), "workloads": len(snapshot.workloads)},
+        )
+        try:
+            await shutdown.orderly.wait()
+        finally:
+            config.ready_file.unlink(missing_ok=True)
+            await server.stop()
+            following.cancel()
+    log.info("stopped")
+
+
+def announce(path: Path) -> None:
+    """Readiness for whoever started us: a file with our process id, and a line on standard output."""
+    write_atomically(path, f"{os.getpid()}\n".encode(), 0o644)
+    print("controlplane ready", flush=True)

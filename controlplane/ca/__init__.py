@@ -1,0 +1,1 @@
+"""The embedded certificate authority, spoken to over Istio's certificate API."""

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of ``python -m controlplane``, each with an environment twin (QANAT_ and the option's name)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """`config`: directories of the user's YAML. `status_dirs`: those that programs write (pod addresses and nodes).
+    `leaf_ttl_s`: the longest life of a leaf."""
+
+    mesh: str
+    run_dir: Path
+    config: tuple[Path, ...]
+    status_dirs: tuple[Path, ...]
+    trust_domain: str
+    cluster: str
+    leaf_ttl_s: float
+    log_level: str
+    log_format: str
+
+    @property
+    def socket(self) -> Path:
+        return self.run_dir / "ca.sock"
+
+    @property
+    def authority_dir(self) -> Path:
+        return self.run_dir / "ca"
+
+    @property
+    def nodes_dir(self) -> Path:
+        return self.run_dir / "nodes"
+
+    @property
+    def ready_file(self) -> Path:
+        return self.run_dir / "controlplane.ready"
+
+
+def duration(text: str) -> float:
+    """``24h``, ``90m``, ``1h30m``, ``10s``: seconds. Raises ValueError."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhd])", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError(f"not a duration like 24h or 90m: {text!r}")
+    return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+
+
+def paths(given: list[str] | None, from_environment: str | None) -> tuple[Path, ...]:
+    """Options win over the environment's colon-separated list."""
+    return tuple(Path(part) for part in given or (from_environment or "").split(":") if part)
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Config:
+    """Exits with a usage message for bad arguments."""
+
+    def env(name: str, default: str | None = None) -> str | None:
+        return environment.get(f"QANAT_{name}", default)
+
+    parser = argparse.ArgumentParser(prog="python -m controlplane", description="The mesh's certificate authority.")
+    parser.add_argument("--mesh", default=env("MESH", "default"))
+    parser.add_argument("--run-dir", default=env("RUN_DIR"), help="default: /run/qanat/<mesh>")
+    parser.add_argument("--config", action="append", default=None, help="directory of YAML; may be repeated")
+    parser.add_argument(
+        "--status-dir", action="append", default=None, help="default: <run dir>/status; may be repeated"
+    )
+    parser.add_argument("--trust-domain", default=env("TRUST_DOMAIN", "cluster.local"))
+    parser.add_argument("--cluster", default=env("CLUSTER", "Kubernetes"))
+    parser.add_argument("--leaf-ttl", default=env("LEAF_TTL", "24h"), help="longest life of a workload certificate")
+    parser.add_argument("--log-level", default=env("LOG_LEVEL", "info"), choices=["error", "warning", "info", "debug"])
+    parser.add_argument("--log-format", default=env("LOG_FORMAT", "text"), choices=["text", "json"])
+    given = parser.parse_args(arguments)
+    try:
+        leaf_ttl_s = duration(given.leaf_ttl)
+    except ValueError as error:
+        parser.error(f"--leaf-ttl: {error}")
+    if leaf_ttl_s < 1:
+        parser.error("--leaf-ttl: at least 1s")
+    run_dir = Path(given.run_dir or f"/run/qanat/{given.mesh}")
+    return Config(
+        mesh=given.mesh,
+        run_dir=run_dir,
+        config=paths(given.config, env("CONFIG")),
+        status_dirs=paths(given.status_dir, env("STATUS_DIR")) or (run_dir / "status",),
+        trust_domain=given.trust_domain,
+        cluster=given.cluster,
+        leaf_ttl_s=leaf_ttl_s,
+        log_level=given.log_level,
+        log_format=given.log_format,
+    )

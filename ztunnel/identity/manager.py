@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps a valid certificate for every identity asked for: on demand, ahead of need, and renewed at half life."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from mesh.model.identity import Identity
+from ztunnel.identity import x509
+from ztunnel.identity.client import CaClient, CaError, CaRefused
+from ztunnel.identity.clock import Clock, WallClock
+from ztunnel.identity.slots import Slots, Urgency
+from ztunnel.identity.x509 import CertificateRefused, IssuedCertificate
+
+log = logging.getLogger(__name__)
+
+FETCHES_AT_ONCE = 8
+"""Istio's number: enough to fill a node quickly, few enough not to drown the authority after an outage."""
+
+BACKOFF_FIRST_S = 1.0
+BACKOFF_LAST_S = 150.0
+URGENT_RETRY_S = 2.0
+"""A connection that waits for a first certificate shortens the backoff to this."""
+
+
+class State(Enum):
+    INITIALIZING = "initializing"
+    """The first answer is awaited."""
+    VALID = "valid"
+    EXPIRING = "expiring"
+    """Less than a quarter of the life is left: renewal has been failing since half life."""
+    EXPIRED = "expired"
+    UNAVAILABLE = "unavailable"
+    """There has never been one; see the error."""
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateStatus:
+    """One identity for `qanat certs`. Moments are seconds since 1970; `next_at`: next renewal or retry."""
+
+    identity: Identity
+    state: State
+    certificate: IssuedCertificate | None
+    error: str
+    failures: int
+    next_at: float | None
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    identity: Identity
+    urgency: Urgency
+    certificate: IssuedCertificate | None = None
+    obtained_at: float = 0.0
+    tried_at: float = 0.0
+    next_at: float | None = None
+    """None while a fetch is wanted or under way."""
+    error: str = ""
+    failures: int = 0
+    task: asyncio.Task[None] | None = None
+    sooner: asyncio.Event = field(default_factory=asyncio.Event)
+    waiters: list[asyncio.Future[IssuedCertificate]] = field(default_factory=list)
+
+
+class CertificateManager:
+    """All methods on one event loop. Nothing is fetched before run() runs; what was asked for earlier is then."""
+
+    def __init__(
+        self,
+        ca: CaClient,
+        on_ready: Callable[[Identity, IssuedCertificate], None],
+        *,
+        clock: Clock | None = None,
+        ttl_s: float = 0.0,
+        fetches_at_once: int = FETCHES_AT_ONCE,
+        jitter: Callable[[], float] = lambda: random.uniform(0.9, 1.1),
+    ) -> None:
+        """`on_ready` is called for each new certificate and must not block; when it raises, the certificate counts as
+        refused and is asked for again later. `ttl_s`: wanted lifetime, 0 = the authority's. `jitter`: factor for
+        renewal and retry times, so that nodes do not ask in step."""
+        self._ca = ca
+        self._on_ready = on_ready
+        self._clock = clock or WallClock()
+        self._ttl_s = ttl_s
+        self._jitter = jitter
+        self._slots = Slots(fetches_at_once)
+        self._entries: dict[Identity, _Entry] = {}
+        self._group: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Keeps certificates until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                for entry in self._entries.values():
+                    self._start(entry)
+                await asyncio.get_running_loop().create_future()
+        finally:
+            self._group = None
+
+    def ensure(self, identity: Identity, urgency: Urgency = Urgency.AHEAD) -> None:
+        """Have a certificate from now until forget(). Urgency CONNECTION: a connection waits for it."""
+        entry = self._entries.get(identity)
+        if entry is None:
+            entry = self._entries[identity] = _Entry(identity, urgency)
+            self._start(entry)
+            return
+        entry.urgency = min(entry.urgency, urgency)
+        if urgency is Urgency.CONNECTION and entry.next_at is not None and not self._usable(entry):
+            soon = entry.tried_at + URGENT_RETRY_S
+            if soon < entry.next_at:
+                entry.next_at = soon
+                entry.sooner.set()
+
+    def forget(self, identity: Identity) -> None:
+        """No workload here has this identity any more: stop renewing, drop the key."""
+        entry = self._entries.pop(identity, None)
+        if entry is None:
+            return
+        if entry.task is not None:
+            entry.task.cancel()
+        self._answer(entry, CaError(f"{identity} is no longer wanted on this node"))
+
+    async def certificate(self, identity: Identity) -> IssuedCertificate:
+        """A certificate valid now, fetched if need be. Raises CaError with what the next attempt came to."""
+        self.ensure(identity, Urgency.CONNECTION)
+        entry = self._entries[identity]
+        if entry.certificate is not None and self._usable(entry):
+            return entry.certificate
+        waiter: asyncio.Future[IssuedCertificate] = asyncio.get_running_loop().create_future()
+        entry.waiters.append(waiter)
+        return await waiter
+
+    def dump(self) -> tuple[CertificateStatus, ...]:
+        """Every identity, sorted."""
+        found = (
+            CertificateStatus(e.identity, self._state(e), e.certificate, e.error, e.failures, e.next_at)
+            for e in self._entries.values()
+        )
+        return tuple(sorted(found, key=lambda status: status.identity))
+
+    def _start(self, entry: _Entry) -> None:
+        if self._group is not None:
+            entry.task = self._group.create_task(self._keep(entry), name=f"certificate of {entry.identity}")
+
+    async def _keep(self, entry: _Entry) -> None:
+        while True:
+            await self._attempt(entry)
+            await self._rest(entry)
+
+    async def _attempt(self, entry: _Entry) -> None:
+        """Fetch once; afterwards either a new certificate or an error is noted, and when to act next."""
+        failure: CaError
+        try:
+            async with self._slots.hold(entry.urgency):
+                entry.tried_at = self._clock.now()
+                issued = await self._fetch(entry.identity)
+            self._on_ready(entry.identity, issued)
+        except CaError as error:
+            failure = error
+        except CertificateRefused as error:
+            failure = CaRefused(f"the answer of the authority was refused: {error}")
+        except Exception as error:
+            log.exception("certificate attempt failed", extra={"identity": str(entry.identity)})
+            failure = CaError(f"{type(error).__name__}: {error}")
+        else:
+            self._succeeded(entry, issued)
+            return
+        self._failed(entry, failure)
+
+    async def _fetch(self, identity: Identity) -> IssuedCertificate:
+        request = x509.new_request(identity)
+        chain = await self._ca.sign(identity, request.csr_pem, self._ttl_s)
+        return x509.accept(chain, request, identity, dt.datetime.fromtimestamp(self._clock.now(), dt.UTC))
+
+    def _succeeded(self, entry: _Entry, issued: IssuedCertificate) -> None:
+        now = self._clock.now()
+        renewed = entry.certificate is not None
+        entry.certificate, entry.obtained_at = issued, now
+        entry.error, entry.failures, entry.urgency = "", 0, Urgency.RENEWAL
+        # Half of what is left, not of the whole: authorities date certificates back.
+        entry.next_at = now + (issued.not_after.timestamp() - now) / 2 * self._jitter()
+        log.info(
+            "certificate renewed" if renewed else "certificate obtained",
+            extra={"identity": str(entry.identity), "serial": issued.serial, "not_after": issued.not_after.isoformat()},
+        )
+        self._answer(entry, issued)
+
+    def _failed(self, entry: _Entry, error: CaError) -> None:
+        now = self._clock.now()
+        entry.failures += 1
+        entry.error = str(error)
+        wait = min(BACKOFF_FIRST_S * 2 ** min(entry.failures - 1, 16), BACKOFF_LAST_S) * self._jitter()
+        entry.next_at = now + min(wait, BACKOFF_LAST_S)
+        log.warning(
+            "no certificate yet" if entry.certificate is None else "certificate not renewed",
+            extra={"identity": str(entry.identity), "cause": entry.error, "again_in_s": round(entry.next_at - now, 1)},
+        )
+        self._answer(entry, error)
+
+    def _answer(self, entry: _Entry, result: IssuedCertificate | CaError) -> None:
+        waiters, entry.waiters = entry.waiters, []
+        for waiter in waiters:
+            if waiter.done():
+                continue
+            if isinstance(result, CaError):
+                waiter.set_exception(type(result)(str(result)))
+            else:
+                waiter.set_result(result)
+
+    async def _rest(self, entry: _Entry) -> None:
+        """Until `next_at`, which ensure() may bring forward."""
+        while entry.next_at is not None and entry.next_at > self._clock.now():
+            entry.sooner.clear()
+            waits = (
+                asyncio.ensure_future(self._clock.sleep_until(entry.next_at)),
+                asyncio.ensure_future(entry.sooner.wait()),
+            )
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+        entry.next_at = None
+
+    def _usable(self, entry: _Entry) -> bool:
+        return entry.certificate is not None and self._clock.now() < entry.certificate.not_after.timestamp()
+
+    def _state(self, entry: _Entry) -> State:
+        if entry.certificate is None:
+            return State.UNAVAILABLE if entry.failures else State.INITIALIZING
+        left = entry.certificate.not_after.timestamp() - self._clock.now()
+        if left <= 0:
+            return State.EXPIRED
+        life = entry.certificate.not_after.timestamp() - entry.obtained_at
+        return State.EXPIRING if left < life / 4 else State.VALID
