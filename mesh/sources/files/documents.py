@@ -25,8 +25,9 @@ MAX_DOCUMENTS = 10_000
 MAX_DEPTH = 100
 MAX_NODES = 2_000_000
 """Values in one file after aliases are followed; 4 MiB of plain YAML cannot have more."""
+MAX_NUMBER = 64
+"""Characters; longer plain words are strings. Base-60 numbers cost quadratic time."""
 
-_STR = "tag:yaml.org,2002:str"
 _IMPLICIT = {
     "tag:yaml.org,2002:bool": yaml.constructor.SafeConstructor.construct_yaml_bool,
     "tag:yaml.org,2002:int": yaml.constructor.SafeConstructor.construct_yaml_int,
@@ -131,7 +132,7 @@ class _Builder:
             line = _line(event)
             size = 1
             if isinstance(event, yaml.ScalarEvent):
-                value = self._scalar(event, line, bool(stack) and isinstance(stack[-1].value, dict))
+                value = self._scalar(event, line)
                 if event.anchor:
                     anchors[event.anchor] = (value, 1)
             elif isinstance(event, yaml.AliasEvent):
@@ -166,15 +167,15 @@ class _Builder:
         if self._nodes > MAX_NODES:
             raise DocumentError(f"has more than {MAX_NODES} values once its aliases are followed", line)
 
-    def _scalar(self, event: Any, line: int, in_mapping: bool) -> object:
+    def _scalar(self, event: Any, line: int) -> object:
         text: str = event.value
         tag = event.tag
         if tag is None or tag == "!":
-            if not event.implicit[0] or (not text and event.style):
+            if not event.implicit[0] or (not text and event.style) or len(text) > MAX_NUMBER:
                 return text
             tag = self._loader.resolve(yaml.ScalarNode, text, event.implicit)
         construct = _IMPLICIT.get(tag)
-        if construct is None:
+        if construct is None or len(text) > MAX_NUMBER:
             if not tag.startswith("tag:yaml.org,2002:"):
                 raise DocumentError(f"tag {tag} is not allowed", line)
             return text

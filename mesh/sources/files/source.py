@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,14 +84,17 @@ class FileSource:
             await asyncio.to_thread(self._refresh)
             yield self._last
         while True:
-            watched = tuple(d for d in (*self._dirs, *self._status_dirs) if d.is_dir())
-            places = tuple(signature_of(d) and d.resolve() for d in watched)
-            async for _ in _changes(watched):
-                if await asyncio.to_thread(self._refresh):
-                    yield self._last
-                now = tuple(d for d in (*self._dirs, *self._status_dirs) if d.is_dir())
-                if now != watched or tuple(d.resolve() for d in now) != places:
-                    break
+            watched = self._present()
+            async with aclosing(_changes(tuple(watched))) as changes:
+                async for _ in changes:
+                    if await asyncio.to_thread(self._refresh):
+                        yield self._last
+                    if self._present() != watched:
+                        break
+
+    def _present(self) -> dict[Path, Path]:
+        """The directories that are there, and where links lead."""
+        return {d: d.resolve() for d in (*self._dirs, *self._status_dirs) if d.is_dir()}
 
     def _refresh(self) -> bool:
         """Reads what changed and settles ``_last``. True when there is something to tell."""
@@ -207,20 +211,22 @@ def _overlaid(base: KubeObject, overlay: KubeObject) -> KubeObject:
             return base
 
 
-async def _changes(directories: tuple[Path, ...]) -> AsyncIterator[None]:
+async def _changes(directories: tuple[Path, ...]) -> AsyncGenerator[None, None]:
     """Yields after each burst of changes, and every RECHECK_S in any case."""
     if directories:
+        bursts = awatch(
+            *directories,
+            watch_filter=None,
+            debounce=DEBOUNCE_MS,
+            step=STEP_MS,
+            rust_timeout=int(RECHECK_S * 1000),
+            yield_on_timeout=True,
+            recursive=False,
+        )
         try:
-            async for _ in awatch(
-                *directories,
-                watch_filter=None,
-                debounce=DEBOUNCE_MS,
-                step=STEP_MS,
-                rust_timeout=int(RECHECK_S * 1000),
-                yield_on_timeout=True,
-                recursive=False,
-            ):
-                yield
+            async with aclosing(bursts):
+                async for _ in bursts:
+                    yield
         except (OSError, RuntimeError) as error:  # a directory vanished meanwhile, or inotify has no room
             log.warning("cannot watch, looking every second instead", extra={"error": str(error)})
     await asyncio.sleep(RECHECK_S)
