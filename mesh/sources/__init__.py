@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +49,7 @@ class Source(Protocol):
         """Everything as it is now. Blocks while reading; never raises for bad content."""
         ...
 
-    def watch(self) -> AsyncIterator[SourceUpdate]:
-        """Changes since the last load() or update, as they come; loads first if nobody did. Never ends by itself."""
+    def watch(self) -> AsyncGenerator[SourceUpdate, None]:
+        """Changes since the last load() or update, as they come; loads first if nobody did. Never ends by itself;
+        close it (contextlib.aclosing) to stop watching."""
         ...

@@ -96,7 +96,7 @@ def read_documents(data: bytes) -> list[Document]:
         return list(_Builder(loader).documents())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise DocumentError(f"YAML: {error.problem or error.context}", mark.line + 1 if mark else 0) from None
+        raise DocumentError(f"YAML: {error.problem or error.context}", _clamped(mark, text)) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1 if isinstance(error.position, int) else 0
         raise DocumentError(f"YAML: {error.reason}", line) from None
@@ -183,6 +183,11 @@ class _Builder:
             return construct(self._loader, yaml.ScalarNode(tag, text))
         except (ValueError, KeyError, IndexError):
             raise DocumentError(f"{text[:40]!r} is not a valid {tag.rpartition(':')[2]}", line) from None
+
+
+def _clamped(mark: Any, text: str) -> int:
+    """libyaml puts an unexpected end on a line after the last."""
+    return min(int(mark.line) + 1, text.count("\n") + 1) if mark else 0
 
 
 def _line(event: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +79,7 @@ class FileSource:
         self._refresh()
         return self._last.snapshot, list(self._last.errors)
 
-    async def watch(self) -> AsyncIterator[SourceUpdate]:
+    async def watch(self) -> AsyncGenerator[SourceUpdate, None]:
         if not self._loaded:
             await asyncio.to_thread(self._refresh)
             yield self._last
