@@ -1,0 +1,73 @@
+"""Settings of ztunnel, parsed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DEFAULT_RUN_DIR = Path("/run/qanat")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Zero = the engine's own default."""
+
+    workers: int = 0
+    connect_ms: int = 0
+    tunnel_idle_ms: int = 0
+    max_conns: int = 0
+    max_conns_per_pod: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """`ready_without_certs_s`: ready even when certificates are missing after so long (a CA that is away must not keep
+    a node from rolling). `ttl_s`: certificate lifetime asked for. Addresses of the TCP doors may be empty = none."""
+
+    mesh: str
+    node: str
+    dirs: tuple[Path, ...]
+    status_dirs: tuple[Path, ...]
+    run_dir: Path
+    zds_socket: Path
+    ca: str
+    ca_token: Path
+    cluster: str = "Kubernetes"
+    trust_domain: str = "cluster.local"
+    trust_domain_aliases: tuple[str, ...] = ()
+    ttl_s: int = 86_400
+    admin_address: str = "127.0.0.1:15000"
+    metrics_address: str = "0.0.0.0:15020"
+    ready_address: str = "0.0.0.0:15021"
+    drain_s: float = 30.0
+    ready_without_certs_s: float = 10.0
+    access_log: str = "-"
+    access_log_format: str = "text"
+    max_series: int = 20_000
+    series_idle_s: float = 600.0
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    log_level: str = "info"
+    log_format: str = "text"
+
+    @property
+    def admin_socket(self) -> Path:
+        return self.run_dir / self.mesh / "nodes" / self.node / "ztunnel.sock"
+
+
+def split_dirs(
+    dirs: tuple[Path, ...], status: tuple[Path, ...], run_dir: Path, mesh: str
+) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """(user's, programs') directories. The mesh's own status directory is always among the latter, however given."""
+    own = run_dir / mesh / "status"
+    users = tuple(one for one in dirs if one != own)
+    return users, (*(one for one in status if one != own), own)
+
+
+def address(text: str) -> tuple[str, int] | None:
+    """`host:port`, `[v6]:port`, `:port`; empty = None. Raises ValueError."""
+    if not text:
+        return None
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ValueError(f"{text!r} is not host:port")
+    return host.strip("[]") or "0.0.0.0", int(port)

@@ -1,0 +1,42 @@
+"""What the rest of ztunnel asks of the engine: the shape of _native.Core, so that tests can have their own."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ztunnel.dataplane.values import Counters, Event, PodSpec, Tables
+
+
+class Engine(Protocol):
+    """One thread calls all of it (the event loop's); nothing blocks on the network. Errors: EngineError."""
+
+    @property
+    def event_fd(self) -> int:
+        """Readable when events wait."""
+
+    def read_events(self) -> list[Event]:
+        """A batch, empty when there are no more."""
+
+    def connections(self) -> list[Event]:
+        """Live ones, in the form of events."""
+
+    def counters(self) -> Counters: ...
+
+    def put_identity(self, id: str, chain: bytes, key: bytes, roots: bytes) -> None: ...
+
+    def del_identity(self, id: str) -> None: ...
+
+    def apply(self, tables: Tables) -> None: ...
+
+    def add_pod(self, spec: PodSpec) -> None:
+        """Takes the descriptors in `spec`; on failure they stay the caller's."""
+
+    def del_pod(self, id: int, drain_ms: int) -> None: ...
+
+    def drain(self, deadline_ms: int) -> None: ...
+
+    def live(self) -> int: ...
+
+    def set_sockets_map(self, fd: int) -> None: ...
+
+    def set_flows_map(self, fd: int) -> None: ...

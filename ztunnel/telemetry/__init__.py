@@ -1,0 +1,1 @@
+"""Metrics and the access log: what happened to every connection, for people and for Prometheus."""

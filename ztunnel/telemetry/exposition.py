@@ -1,0 +1,145 @@
+"""The door to prometheus_client: turns what we count into a /metrics page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+
+from ztunnel.dataplane.values import Counters, Reason
+from ztunnel.telemetry.latency import Histogram, Latencies
+from ztunnel.telemetry.series import LABELS, Cell, TrafficSeries
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All that one scrape shows, taken at one moment. `certificates`: identity -> end of life, seconds since 1970."""
+
+    cells: Sequence[Cell]
+    counters: Counters
+    certificates: dict[str, float]
+    pods: int
+    pods_started: int
+    pods_stopped: int
+    agent_connected: bool
+
+
+class Exposition:
+    """`read` is called once per scrape, on the caller's thread."""
+
+    def __init__(self, read: Callable[[], Reading], series: TrafficSeries, latencies: Latencies, version: str) -> None:
+        self._read = read
+        self._series = series
+        self._latencies = latencies
+        self._version = version
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def page(self, accept: str) -> tuple[bytes, str]:
+        """(body, content type) for an Accept header."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not scrape."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Called by the registry."""
+        reading = self._read()
+        yield from _traffic(reading.cells)
+        yield from _latencies(self._latencies)
+        yield from _engine(reading.counters)
+        yield from self._node(reading)
+
+    def _node(self, reading: Reading) -> Iterable[Metric]:
+        expiry = GaugeMetricFamily(
+            "qanat_certificate_expiry_timestamp_seconds", "End of a certificate's life.", labels=["identity"]
+        )
+        for identity, moment in reading.certificates.items():
+            expiry.add_metric([identity], moment)
+        yield expiry
+        build = GaugeMetricFamily("istio_build", "Component and version.", labels=["component", "tag"])
+        build.add_metric(["ztunnel", f"qanat-{self._version}"], 1)
+        yield build
+        yield GaugeMetricFamily("workload_manager_active_proxy_count", "Pods served.", reading.pods)
+        yield CounterMetricFamily("workload_manager_proxies_started", "Pods begun.", reading.pods_started)
+        yield CounterMetricFamily("workload_manager_proxies_stopped", "Pods ended.", reading.pods_stopped)
+        yield GaugeMetricFamily("qanat_agent_connected", "Whether the node agent is there.", reading.agent_connected)
+        yield GaugeMetricFamily("qanat_metrics_label_sets", "Sets of labels kept.", len(self._series))
+        yield CounterMetricFamily(
+            "qanat_metrics_overflow", "Connections counted under `other`: too many sets.", self._series.overflowed
+        )
+        yield CounterMetricFamily("qanat_metrics_evicted", "Idle sets of labels dropped.", self._series.evicted)
+        yield CounterMetricFamily(
+            "qanat_connections_lost", "Connections whose end was seen without its event.", self._series.lost
+        )
+
+
+def _traffic(cells: Sequence[Cell]) -> Iterable[Metric]:
+    opened = CounterMetricFamily("istio_tcp_connections_opened", "Connections opened.", labels=LABELS)
+    closed = CounterMetricFamily("istio_tcp_connections_closed", "Connections closed.", labels=LABELS)
+    failed = CounterMetricFamily("istio_tcp_connections_failed", "Connections never joined.", labels=LABELS)
+    sent = CounterMetricFamily("istio_tcp_sent_bytes", "Bytes of responses.", labels=LABELS)
+    received = CounterMetricFamily("istio_tcp_received_bytes", "Bytes of requests.", labels=LABELS)
+    for cell in cells:
+        opened.add_metric(cell.labels, cell.opened)
+        closed.add_metric(cell.labels, cell.closed)
+        sent.add_metric(cell.labels, cell.sent)
+        received.add_metric(cell.labels, cell.received)
+        if cell.failed:
+            failed.add_metric(cell.labels, cell.failed)
+    return (opened, closed, failed, sent, received)
+
+
+def _latencies(latencies: Latencies) -> Iterable[Metric]:
+    for name, text, table in (
+        ("qanat_connect_duration_seconds", "Accepted until both ends were joined.", latencies.connect),
+        ("qanat_handshake_duration_seconds", "TLS handshake a connection waited for.", latencies.handshake),
+        ("qanat_connection_duration_seconds", "Life of connections.", latencies.duration),
+    ):
+        family = HistogramMetricFamily(name, text, labels=["reporter", "path"])
+        for key, histogram in table.items():
+            _add(family, key, histogram)
+        yield family
+
+
+def _add(family: HistogramMetricFamily, key: tuple[str, str], histogram: Histogram) -> None:
+    family.add_metric(list(key), buckets=histogram.buckets(), sum_value=histogram.total_s)
+
+
+_GAUGES = (
+    ("conns_live", "qanat_connections_live", "Application connections open."),
+    ("handshakes_pending", "qanat_handshakes_pending", "TLS handshakes under way."),
+    ("bytes_buffered", "qanat_buffered_bytes", "In user space, both directions."),
+    ("pods", "qanat_engine_pods", "Pods the engine serves."),
+    ("epoch", "qanat_tables_epoch", "Of the tables in force."),
+)
+_COUNTERS = (
+    ("handshakes_failed", "qanat_handshakes_failed", "TLS handshakes that failed."),
+    ("streams_reused", "qanat_streams_reused", "Connections that found an open tunnel."),
+    ("events_dropped", "qanat_events_dropped", "Events lost because nobody read them in time."),
+    ("conns_opened", "qanat_connections_opened", "Application connections accepted."),
+)
+
+
+def _engine(counters: Counters) -> Iterable[Metric]:
+    for field, name, text in _GAUGES:
+        yield GaugeMetricFamily(name, text, getattr(counters, field))
+    for field, name, text in _COUNTERS:
+        yield CounterMetricFamily(name, text, getattr(counters, field))
+    live = GaugeMetricFamily("qanat_tunnels_live", "HBONE tunnels open.", labels=["direction"])
+    live.add_metric(["inbound"], counters.tunnels_in_live)
+    live.add_metric(["outbound"], counters.tunnels_out_live)
+    total = CounterMetricFamily("qanat_tunnels_opened", "HBONE tunnels made.", labels=["direction"])
+    total.add_metric(["inbound"], counters.tunnels_in_total)
+    total.add_metric(["outbound"], counters.tunnels_out_total)
+    reasons = CounterMetricFamily("qanat_ended", "Connections and tunnels ended, by reason.", labels=["reason"])
+    for reason in Reason:
+        if reason < len(counters.reasons) and counters.reasons[reason]:
+            reasons.add_metric([reason.name.lower()], counters.reasons[reason])
+    yield from (live, total, reasons)
