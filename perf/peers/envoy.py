@@ -136,11 +136,16 @@ def client_config(
             "@type": f"{TYPES}.filters.network.tcp_proxy.v3.TcpProxy",
             "stat_prefix": f"out{index}",
             "cluster": "tunnel",
-            "tunneling_config": {"hostname": outbound.authority, "headers_to_add": headers},
+            "tunneling_config": {
+                "hostname": outbound.authority,
+                "headers_to_add": headers,
+                "propagate_response_headers": True,
+            },
             "access_log": access_log(
                 log,
                 "%START_TIME% %DOWNSTREAM_REMOTE_ADDRESS% %UPSTREAM_HOST% %UPSTREAM_PEER_URI_SAN% %BYTES_RECEIVED%"
-                " %BYTES_SENT% %DURATION% %RESPONSE_FLAGS% %UPSTREAM_TRANSPORT_FAILURE_REASON%",
+                " %BYTES_SENT% %DURATION% %RESPONSE_FLAGS% %UPSTREAM_TRANSPORT_FAILURE_REASON%"
+                " %FILTER_STATE(envoy.tcp_proxy.propagate_response_headers)%",
             ),
         }
         listeners.append(

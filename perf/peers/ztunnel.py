@@ -21,8 +21,9 @@ from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from perf.peers.certs import LeafFiles
 from ztunnel.dataplane._native import Core
+
+from perf.peers.certs import LeafFiles
 from ztunnel.dataplane.values import (
     Addr,
     CoreConfig,
@@ -115,7 +116,7 @@ def run(side: Side) -> None:
     stop_read, stop_write = os.pipe()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os.write(stop_write, b"x"))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     core = Core(CoreConfig(workers=side.workers))
     try:
