@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`qanat status`: the mesh at a glance, and whatever is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nodeagent.cli import rows
+from nodeagent.cli.client import Answer, RunningMesh, ask, find, is_listening, unreachable
+from nodeagent.cli.errors import Exit
+from nodeagent.cli.render import Column, Format, age, console, dump, table
+from nodeagent.cli.views import CONFIG_DUMP, STATUS, examples, mesh_options
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """``pods``: those that should be captured; ``captured``: those that are and whose ztunnel serves them."""
+
+    node: str
+    agent: str
+    ztunnel: str
+    captured: int
+    pods: int
+    connections: int
+    certificates: int
+    epoch: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MeshStatus:
+    """``problems``: one sentence each; empty means all is well."""
+
+    mesh: str
+    config: tuple[str, ...]
+    supervisor: str
+    controlplane: str
+    nodes: tuple[NodeRow, ...]
+    problems: tuple[str, ...]
+
+
+NODES: tuple[Column[NodeRow], ...] = (
+    Column("NODE", lambda r: r.node),
+    Column("NODEAGENT", lambda r: r.agent, style=lambda r: "green" if r.agent == "up" else "red"),
+    Column("ZTUNNEL", lambda r: r.ztunnel, style=lambda r: "green" if r.ztunnel == "up" else "red"),
+    Column("PODS CAPTURED", lambda r: f"{r.captured}/{r.pods}", style=lambda r: "" if r.captured == r.pods else "red"),
+    Column("CERTIFICATES", lambda r: str(r.certificates)),
+    Column("CONNECTIONS", lambda r: str(r.connections)),
+    Column("CONFIG EPOCH", lambda r: "" if r.epoch is None else str(r.epoch), wide=True),
+)
+
+
+@click.command(epilog=examples("qanat status", "qanat status -o json | jq -e '.problems == []'"))
+@mesh_options
+def status(mesh: str, node: str | None, form: str, run_dir: Path) -> None:
+    """Nodes and programs of a mesh, captured pods, and every problem in one sentence.
+
+    Ends with 1 if there is a problem and 3 if a program did not answer."""
+    running = find(mesh, node, run_dir)
+    dumps, agents = ask(running, CONFIG_DUMP, STATUS)
+    found = assemble(running, dumps, agents, time.time())
+    chosen = Format(form)
+    if chosen.is_data:
+        click.echo(dump(found, chosen))
+    else:
+        click.echo(f"mesh {found.mesh}: {', '.join(found.config) or 'configuration unknown'}")
+        click.echo(f"supervisor {found.supervisor}, control plane {found.controlplane}")
+        console().print(table(NODES, found.nodes, wide=chosen is Format.WIDE))
+        for problem in found.problems:
+            click.secho(f"problem: {problem}", fg="red")
+    if unreachable((dumps, agents)):
+        raise SystemExit(Exit.PARTIAL)
+    if found.problems:
+        raise SystemExit(Exit.FAILED)
+
+
+def assemble(mesh: RunningMesh, dumps: Sequence[Answer], agents: Sequence[Answer], now: float) -> MeshStatus:
+    """``dumps`` and ``agents`` in the order of the nodes."""
+    certificates = rows.certificates(dumps)
+    connections = rows.connections(dumps)
+    problems = _program_problems(mesh, dumps, agents)
+    nodes = []
+    for dump_answer, agent in zip(dumps, agents, strict=True):
+        data: Mapping[str, Any] = agent.data if isinstance(agent.data, Mapping) else {}
+        pods = [pod for pod in data.get("pods") or () if isinstance(pod, Mapping)]
+        captured = [pod for pod in pods if pod.get("state") == "captured"]
+        leaves = [row for row in certificates if row.node == agent.node and row.kind == "Leaf"]
+        nodes.append(
+            NodeRow(
+                node=agent.node,
+                agent="down" if agent.error else "up" if data.get("ready", True) else "starting",
+                ztunnel="down" if dump_answer.error else "up",
+                captured=len(captured),
+                pods=len(pods),
+                connections=sum(row.node == agent.node for row in connections),
+                certificates=sum(row.valid for row in leaves),
+                epoch=data.get("epoch"),
+            )
+        )
+        problems += [
+            f"{agent.node}: pod {pod.get('namespace')}/{pod.get('name')} is {pod.get('state')}: {pod.get('error')}"
+            for pod in pods
+            if pod.get("state") != "captured"
+        ]
+        problems += [
+            f"{agent.node}: certificate of {row.identity} "
+            + (f"ends in {age(row.seconds_left(now) or 0)} and was not renewed" if row.valid else f"is {row.status}")
+            for row in leaves
+            if not row.valid or row.is_expiring(now)
+        ]
+    # Every node reads the same files: one mention is enough.
+    problems += dict.fromkeys(str(e) for a in agents if isinstance(a.data, Mapping) for e in a.data.get("errors") or ())
+    return MeshStatus(
+        mesh=mesh.name,
+        config=_config(mesh.root),
+        supervisor="up" if _supervisor_lives(mesh.root) else "down",
+        controlplane="up" if is_listening(mesh.root / "ca.sock") else "down",
+        nodes=tuple(nodes),
+        problems=tuple(problems),
+    )
+
+
+def _program_problems(mesh: RunningMesh, dumps: Sequence[Answer], agents: Sequence[Answer]) -> list[str]:
+    problems = [f"{one.node}: {one.program.value}: {one.error}" for one in unreachable((dumps, agents))]
+    if not _supervisor_lives(mesh.root):
+        problems.append(f"the supervisor is gone: qanat down --mesh {mesh.name} --purge cleans up")
+    if not is_listening(mesh.root / "ca.sock"):
+        problems.append(f"no certificate authority: nothing is renewed (qanat logs controlplane --mesh {mesh.name})")
+    return problems
+
+
+def _supervisor_lives(root: Path) -> bool:
+    try:
+        os.kill(int((root / "supervisor.pid").read_text().split()[0]), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, IndexError):
+        return False
+    return True
+
+
+def _config(root: Path) -> tuple[str, ...]:
+    """Directories the mesh was started from, as mesh.json has them."""
+    try:
+        state = json.loads((root / "mesh.json").read_text())
+    except (OSError, ValueError):
+        return ()
+    for key in ("config", "directory", "directories", "dirs"):
+        if isinstance(value := state.get(key), str):
+            return (value,)
+        elif isinstance(value, list):
+            return tuple(map(str, value))
+    return ()

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`qanat workloads | services | certs | connections`: what the nodes of a running mesh know, side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.live import Live
+
+from nodeagent.cli import rows
+from nodeagent.cli.client import Answer, Program, RunningMesh, ask, find, unreachable
+from nodeagent.cli.errors import EXIT_CODES, Exit
+from nodeagent.cli.render import Column, Format, age, console, dump, size, table
+from nodeagent.playground.names import DEFAULT_MESH, RUN_ROOT
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Row = TypeVar("Row")
+CONFIG_DUMP = (Program.ZTUNNEL, "/config_dump")
+STATUS = (Program.AGENT, "/status")
+
+
+def mesh_options(command: Command) -> Command:
+    """--mesh, --node, -o and the hidden --run-dir, which tests use."""
+    for option in (
+        click.option("--run-dir", type=click.Path(path_type=Path), default=RUN_ROOT, hidden=True),
+        click.option("-o", "--output", "form", type=click.Choice([f.value for f in Format]), default="table",
+                     help="table, wide (more columns), json or yaml.", show_default=True),
+        click.option("--node", metavar="NAME", help="Ask only this node."),
+        click.option("--mesh", "-m", envvar="QANAT_MESH", default=DEFAULT_MESH, show_default=True, metavar="NAME",
+                     help="Which mesh (or $QANAT_MESH)."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def namespace_option(command: Command) -> Command:
+    return click.option("-n", "--namespace", metavar="NAME", help="Only this namespace.")(command)
+
+
+def examples(*lines: str) -> str:
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines) + "\n\n" + EXIT_CODES
+
+
+def show(
+    mesh: RunningMesh, form: Format, key: str, columns: Sequence[Column[Row]], found: Sequence[Row],
+    groups: Sequence[Sequence[Answer]], nothing: str,
+) -> None:  # fmt: skip
+    """Print rows, then who did not answer; ends the program with Exit.PARTIAL if there is such a one."""
+    silent = unreachable(groups)
+    if form.is_data:
+        click.echo(dump({"mesh": mesh.name, key: found, "unreachable": _problems(silent)}, form))
+    elif found:
+        console().print(table(columns, found, wide=form is Format.WIDE))
+    elif len(silent) < sum(map(len, groups)):
+        click.echo(nothing)
+    report_silent(silent)
+
+
+def report_silent(silent: Sequence[Answer]) -> None:
+    for answer in silent:
+        click.echo(f"node {answer.node}: {answer.program.value}: {answer.error}", err=True)
+    if silent:
+        raise SystemExit(Exit.PARTIAL)
+
+
+def _problems(silent: Sequence[Answer]) -> list[dict[str, str]]:
+    return [{"node": one.node, "program": one.program.value, "error": one.error} for one in silent]
+
+
+def _is_in(namespace: str | None, row_namespace: str) -> bool:
+    return namespace is None or namespace == row_namespace
+
+
+def _differs(row: rows.WorkloadRow | rows.ServiceRow) -> str:
+    return ", ".join(row.differs)
+
+
+WORKLOADS: tuple[Column[rows.WorkloadRow], ...] = (
+    Column("NAMESPACE", lambda r: r.namespace),
+    Column("POD NAME", lambda r: r.name),
+    Column("ADDRESS", lambda r: r.addresses[0] if r.addresses else ""),
+    Column("NODE", lambda r: r.node),
+    Column("WAYPOINT", lambda r: r.waypoint),
+    Column("PROTOCOL", lambda r: r.protocol, style=lambda r: "green" if r.protocol == "HBONE" else ""),
+    Column("CAPTURE", lambda r: r.capture, style=lambda r: "" if r.capture in ("", "captured") else "yellow"),
+    Column("STATUS", lambda r: r.status, wide=True),
+    Column("IDENTITY", lambda r: r.identity, wide=True),
+    Column("OTHER ADDRESSES", lambda r: ", ".join(r.addresses[1:]), wide=True),
+    Column("DIFFERS ON", _differs, wide=True, style=lambda _: "red"),
+)
+
+
+@click.command(epilog=examples(
+    "qanat workloads", "qanat workloads -n shop -o wide", "qanat workloads -o json | jq '.workloads[].identity'"
+))  # fmt: skip
+@mesh_options
+@namespace_option
+def workloads(mesh: str, node: str | None, form: str, run_dir: Path, namespace: str | None) -> None:
+    """Pods the mesh knows, and how each is reached: HBONE (through the tunnel) or TCP (plain)."""
+    running = find(mesh, node, run_dir)
+    dumps, agents = ask(running, CONFIG_DUMP, STATUS)
+    found = [row for row in rows.workloads(dumps, agents) if _is_in(namespace, row.namespace)]
+    show(running, Format(form), "workloads", WORKLOADS, found, (dumps, agents), "no workloads")
+
+
+SERVICES: tuple[Column[rows.ServiceRow], ...] = (
+    Column("NAMESPACE", lambda r: r.namespace),
+    Column("SERVICE NAME", lambda r: r.name),
+    Column("SERVICE VIP", lambda r: r.vips[0] if r.vips else "None"),
+    Column("WAYPOINT", lambda r: r.waypoint),
+    Column("ENDPOINTS", lambda r: f"{r.healthy}/{r.endpoints}", style=lambda r: "" if r.healthy else "red"),
+    Column("PORTS", lambda r: ", ".join(r.ports), wide=True),
+    Column("HOSTNAME", lambda r: r.hostname, wide=True),
+    Column("OTHER VIPS", lambda r: ", ".join(r.vips[1:]), wide=True),
+    Column("DIFFERS ON", _differs, wide=True, style=lambda _: "red"),
+)
+
+
+@click.command(epilog=examples("qanat services", "qanat services -n shop -o wide"))
+@mesh_options
+@namespace_option
+def services(mesh: str, node: str | None, form: str, run_dir: Path, namespace: str | None) -> None:
+    """Services with their addresses, and how many endpoints are healthy of how many."""
+    running = find(mesh, node, run_dir)
+    (dumps,) = ask(running, CONFIG_DUMP)
+    found = [row for row in rows.services(dumps) if _is_in(namespace, row.namespace)]
+    show(running, Format(form), "services", SERVICES, found, (dumps,), "no services")
+
+
+def _left(row: rows.CertificateRow) -> str:
+    left = row.seconds_left(time.time())
+    return "" if left is None else age(left)
+
+
+CERTS: tuple[Column[rows.CertificateRow], ...] = (
+    Column("NODE", lambda r: r.node),
+    Column("CERTIFICATE NAME", lambda r: r.identity),
+    Column("TYPE", lambda r: r.kind),
+    Column("STATUS", lambda r: r.status, style=lambda r: "" if r.status == "Available" else "yellow"),
+    Column("VALID CERT", lambda r: str(r.valid).lower(), style=lambda r: "" if r.valid else "red"),
+    Column("EXPIRES IN", _left, style=lambda r: "red" if r.is_expiring(time.time()) else ""),
+    Column("SERIAL NUMBER", lambda r: r.serial),
+    Column("NOT AFTER", lambda r: r.not_after),
+    Column("NOT BEFORE", lambda r: r.not_before),
+)
+
+
+@click.command(epilog=examples(
+    "qanat certs", "qanat certs --node n1 -o json | jq '.certificates[] | select(.kind == \"Leaf\")'"
+))  # fmt: skip
+@mesh_options
+@namespace_option
+def certs(mesh: str, node: str | None, form: str, run_dir: Path, namespace: str | None) -> None:
+    """Certificates each node holds for its own pods. Keys are never shown: they do not leave ztunnel."""
+    running = find(mesh, node, run_dir)
+    (dumps,) = ask(running, CONFIG_DUMP)
+    inside = f"/ns/{namespace}/"
+    found = [row for row in rows.certificates(dumps) if namespace is None or inside in row.identity]
+    show(running, Format(form), "certificates", CERTS, found, (dumps,), "no certificates: no captured pods yet")
+
+
+CONNECTIONS: tuple[Column[rows.ConnectionRow], ...] = (
+    Column("NODE", lambda r: r.node),
+    Column("WORKLOAD", lambda r: r.workload),
+    Column("DIRECTION", lambda r: r.direction),
+    Column("LOCAL", lambda r: r.local),
+    Column("REMOTE", lambda r: r.remote),
+    Column("REMOTE TARGET", lambda r: r.service or r.target),
+    Column("PROTOCOL", lambda r: r.protocol, style=lambda r: "green" if r.protocol == "HBONE" else "yellow"),
+    Column("SENT", lambda r: size(r.bytes_sent), right=True),
+    Column("RECEIVED", lambda r: size(r.bytes_received), right=True),
+    Column("AGE", lambda r: "" if r.age_s is None else age(r.age_s), right=True),
+    Column("CLIENT IDENTITY", lambda r: r.src_identity, wide=True),
+    Column("SERVER IDENTITY", lambda r: r.dst_identity, wide=True),
+)
+
+
+@click.command(epilog=examples(
+    "qanat connections", "qanat connections -n shop --watch", "qanat connections --direction inbound -o wide"
+))  # fmt: skip
+@mesh_options
+@namespace_option
+@click.option("--direction", type=click.Choice(["inbound", "outbound"]), help="Only these.")
+@click.option("-w", "--watch", is_flag=True, help="Refresh every second until Ctrl-C (tables only).")
+def connections(
+    mesh: str, node: str | None, form: str, run_dir: Path, namespace: str | None, direction: str | None, watch: bool
+) -> None:
+    """Connections that ztunnel carries right now; a cross-node one shows on both nodes, once per end."""
+    running = find(mesh, node, run_dir)
+    chosen = Format(form)
+
+    def look() -> tuple[list[rows.ConnectionRow], Sequence[Answer]]:
+        (dumps,) = ask(running, CONFIG_DUMP)
+        return [
+            row for row in rows.connections(dumps)
+            if _is_in(namespace, row.workload.partition("/")[0]) and direction in (None, row.direction.lower())
+        ], dumps  # fmt: skip
+
+    if watch and chosen.is_data:
+        raise click.UsageError("--watch draws a table; ask again instead with -o json or yaml")
+    if watch:
+        try:
+            with Live(console=console(), refresh_per_second=4) as live:
+                while True:
+                    live.update(table(CONNECTIONS, look()[0], wide=chosen is Format.WIDE))
+                    time.sleep(1)
+        except KeyboardInterrupt:
+            return
+    found, dumps = look()
+    show(running, chosen, "connections", CONNECTIONS, found, (dumps,), "no open connections")
+
+
+COMMANDS: tuple[click.Command, ...] = (workloads, services, certs, connections)
