@@ -184,15 +184,16 @@ class ZdsClient:
         self._on_drain = on_drain
         self._named: set[str] = set()
         self._in_snapshot = True
+        self._is_retired = False
         self.is_connected = False
         self.has_snapshot = asyncio.Event()
         """Set at the first snapshot and never cleared: an agent that is away does not make us unready."""
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled, or until the connection on which we were told to drain has ended."""
         waits = backoff(0.01, 1.0)
         was_missing = False
-        while True:
+        while not self._is_retired:
             try:
                 endpoint = await Endpoint.connect(self._path)
             except (OSError, ProtocolError) as error:
@@ -265,6 +266,7 @@ class ZdsClient:
                     elif name == FLOWS_MAP:
                         self._engine.set_flows_map(fd)
             case Drain(deadline_ms):
+                self._is_retired = True
                 self._on_drain(deadline_ms)
             case Inventory():
                 pass

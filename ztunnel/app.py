@@ -1,0 +1,228 @@
+"""ztunnel put together: agent and mesh source in, engine in the middle, telemetry and admin out."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from mesh.lifecycle import Shutdown, supervise
+from mesh.model.identity import Identity, InvalidIdentity
+from mesh.model.snapshot import MeshSnapshot
+from mesh.sources.files import FileSource
+from ztunnel import __version__
+from ztunnel.admin import dump, http
+from ztunnel.config import Config, address
+from ztunnel.dataplane.door import Engine
+from ztunnel.dataplane.events import EventPump
+from ztunnel.dataplane.feed import TableFeed
+from ztunnel.dataplane.names import Names
+from ztunnel.dataplane.values import Event, Kind
+from ztunnel.identity.client import CaClient
+from ztunnel.identity.manager import CertificateManager, State
+from ztunnel.identity.slots import Urgency
+from ztunnel.identity.x509 import IssuedCertificate
+from ztunnel.inpod import LocalPods, ZdsClient
+from ztunnel.lifecycle import Drainer
+from ztunnel.telemetry.accesslog import AccessLog
+from ztunnel.telemetry.exposition import Exposition, Reading
+from ztunnel.telemetry.latency import Latencies
+from ztunnel.telemetry.series import TrafficSeries
+
+log = logging.getLogger(__name__)
+
+
+class Ztunnel:
+    """All tasks of the process. The engine is started and stopped by the caller, who owns it and `ca`."""
+
+    def __init__(self, config: Config, engine: Engine, ca: CaClient, shutdown: Shutdown, log_fd: int) -> None:
+        self._config = config
+        self._engine = engine
+        self._shutdown = shutdown
+        self._started = time.monotonic()
+        names = Names(MeshSnapshot.build(0))
+        self.certificates_manager = CertificateManager(ca, self._on_certificate, ttl_s=config.ttl_s)
+        self.pods = LocalPods(engine, cluster=config.cluster, trust_domain=config.trust_domain, on_change=self._on_pods)
+        self.drainer = Drainer(engine, shutdown, deadline_s=config.drain_s)
+        self.client = ZdsClient(config.zds_socket, self.pods, engine, on_drain=self.drainer.hand_over)
+        source = FileSource(
+            config.dirs, status_dirs=config.status_dirs, cluster=config.cluster, trust_domain=config.trust_domain
+        )
+        self.feed = TableFeed(source, engine, config.node, self._on_snapshot)
+        self._series = TrafficSeries(names, maximum=config.max_series, idle_s=config.series_idle_s)
+        self._latencies = Latencies()
+        self._access_log = AccessLog(names, log_fd, form=config.access_log_format, pod_name=self._pod_name)
+        self.pump = EventPump(
+            engine, (self._access_log.on_events, self._series.on_events, self._latencies.on_events, self._on_events)
+        )
+        self._exposition = Exposition(self._read_metrics, self._series, self._latencies, __version__)
+
+    async def run(self) -> None:
+        """Until drained. Every part outlives the failures of the others."""
+        serving: dict[str, Callable[[], Awaitable[None]]] = {
+            "mesh source": self.feed.watch,
+            "tables": self.feed.feed,
+            "certificates": self.certificates_manager.run,
+            "events": self.pump.run,
+            "node agent": self._follow_agent,
+            "admin socket": functools.partial(http.serve_unix, http.admin, self, self._config.admin_socket),
+        }
+        for name, build, where in (
+            ("admin", http.admin, self._config.admin_address),
+            ("metrics", http.metrics, self._config.metrics_address),
+            ("readiness", http.readiness, self._config.ready_address),
+        ):
+            if place := address(where):
+                serving[name] = functools.partial(http.serve_tcp, build, self, name, *place)
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(supervise(name, part), name=name) for name, part in serving.items()]
+            await self.drainer.run()
+            self.pump.drain()
+            for task in running:
+                task.cancel()
+        self.pods.close()
+
+    async def _follow_agent(self) -> None:
+        """Until an orderly end: then the connection goes at once, so that the agent turns to a successor. A successor
+        that is there already lets us keep it: deletions still concern us."""
+        following = asyncio.ensure_future(self.client.run())
+        ending = asyncio.ensure_future(self._shutdown.orderly.wait())
+        try:
+            await asyncio.wait((following, ending), return_when=asyncio.FIRST_COMPLETED)
+            if ending.done() and self.drainer.by_successor:
+                await following
+        finally:
+            for task in (following, ending):
+                task.cancel()
+            await asyncio.gather(following, ending, return_exceptions=True)
+        if following.done() and not following.cancelled() and (error := following.exception()):
+            raise error
+
+    # --- what happens
+
+    def _on_snapshot(self, snapshot: MeshSnapshot) -> None:
+        names = Names(snapshot)
+        self._series.set_names(names)
+        self._access_log.set_names(names)
+
+    def _on_pods(self) -> None:
+        wanted = self.pods.identities()
+        for identity in wanted:
+            self.certificates_manager.ensure(identity)
+        for status in self.certificates_manager.dump():
+            if status.identity not in wanted:
+                self.certificates_manager.forget(status.identity)
+                if status.certificate is not None:
+                    self._engine.del_identity(str(status.identity))
+
+    def _on_certificate(self, identity: Identity, issued: IssuedCertificate) -> None:
+        self._engine.put_identity(str(identity), issued.chain_pem, issued.key_pem, issued.roots_pem)
+
+    def _on_events(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if event.kind is Kind.NEED_CERT:
+                try:
+                    identity = Identity.parse(event.src_identity)
+                except InvalidIdentity as error:
+                    log.error("engine asks for a certificate", extra={"error": error})
+                    continue
+                self.certificates_manager.ensure(identity, Urgency.CONNECTION)
+
+    def _pod_name(self, id_: int) -> str:
+        return next((str(pod.info) for pod in self.pods.all() if pod.id == id_), "")
+
+    # --- what is shown (http.Views)
+
+    def _read_metrics(self) -> Reading:
+        live = self._engine.connections()
+        return Reading(
+            cells=self._series.scrape(live, self.pump.drain()),
+            counters=self._engine.counters(),
+            certificates={
+                str(one.identity): one.certificate.not_after.timestamp()
+                for one in self.certificates_manager.dump()
+                if one.certificate is not None
+            },
+            pods=len(self.pods),
+            pods_started=self.pods.started,
+            pods_stopped=self.pods.stopped,
+            agent_connected=self.client.is_connected,
+        )
+
+    def metrics(self, accept: str) -> tuple[bytes, str]:
+        return self._exposition.page(accept)
+
+    def config_dump(self) -> dict[str, object]:
+        snapshot = self.feed.snapshot
+        return {
+            "workloads": dump.workloads(snapshot),
+            "services": dump.services(snapshot),
+            "policies": [],
+            "stagedServices": {},
+            "certificates": dump.certificates(self.certificates_manager.dump()),
+            "workloadState": dump.workload_state(self.pods.all(), self._engine.connections()),
+            "version": {"version": __version__, "buildStatus": "qanat", "gitRevision": ""},
+            "config": {
+                "clusterId": self._config.cluster,
+                "localNode": self._config.node,
+                "trustDomain": self._config.trust_domain,
+                "proxyMode": "Shared",
+                "meshName": self._config.mesh,
+            },
+        }
+
+    def connections(self) -> list[dict[str, object]]:
+        uids = {pod.id: str(pod.info) for pod in self.pods.all()}
+        names = Names(self.feed.snapshot)
+        found = []
+        for event in self._engine.connections():
+            shown = dump.connection(event, uids.get(event.pod_id, ""))
+            for side, addr in (("src", event.src), ("dst", event.dst), ("peer", event.peer)):
+                workload = names.at(addr.ip) if addr else None
+                shown[f"{side}Workload"] = f"{workload.namespace}/{workload.pod}" if workload else ""
+            found.append(shown)
+        return found
+
+    def certificates(self) -> list[dict[str, object]]:
+        return dump.certificate_states(self.certificates_manager.dump())
+
+    def status(self) -> dict[str, object]:
+        counters = self._engine.counters()
+        return {
+            "mesh": self._config.mesh,
+            "node": self._config.node,
+            "pid": os.getpid(),
+            "version": __version__,
+            "uptimeS": round(time.monotonic() - self._started, 3),
+            "ready": not self.not_ready(),
+            "pending": self.not_ready(),
+            "draining": self.drainer.is_draining,
+            "agentConnected": self.client.is_connected,
+            "epoch": counters.epoch,
+            "live": counters.conns_live,
+            "tunnels": {"inbound": counters.tunnels_in_live, "outbound": counters.tunnels_out_live},
+            "accessLogLost": self._access_log.lost,
+            "errors": list(self.feed.errors),
+            "pods": [{"uid": pod.uid, "pod": str(pod.info), "identity": str(pod.identity)} for pod in self.pods.all()],
+        }
+
+    def not_ready(self) -> list[str]:
+        missing = []
+        if not self.client.has_snapshot.is_set():
+            missing.append("pods from the node agent")
+        if not self.feed.is_fed.is_set():
+            missing.append("mesh configuration")
+        if time.monotonic() - self._started < self._config.ready_without_certs_s:
+            usable = (State.VALID, State.EXPIRING)
+            missing += [
+                f"certificate of {one.identity}" for one in self.certificates_manager.dump() if one.state not in usable
+            ]
+        if self.drainer.is_draining:
+            missing.append("draining")
+        return missing
+
+    def quit(self) -> None:
+        self._shutdown.request()

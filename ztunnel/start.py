@@ -1,0 +1,36 @@
+"""Makes the real parts of ztunnel and runs it: the one module that knows the C engine and gRPC."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+
+from mesh.lifecycle import Shutdown
+from ztunnel.app import Ztunnel
+from ztunnel.config import Config
+from ztunnel.dataplane._native import Core
+from ztunnel.dataplane.values import CoreConfig
+from ztunnel.identity.grpc_client import GrpcCaClient
+from ztunnel.telemetry import accesslog
+
+log = logging.getLogger(__name__)
+
+
+async def run(config: Config) -> int:
+    """Exit status."""
+    shutdown = Shutdown()
+    shutdown.install()
+    domains = (config.trust_domain, *config.trust_domain_aliases)
+    ca = GrpcCaClient(config.ca, config.ca_token)
+    core = Core(CoreConfig(trust_domains=domains, **asdict(config.engine)))
+    try:
+        core.start()
+        with accesslog.opened(config.access_log) as log_fd:
+            log.info("ztunnel started", extra={"mesh": config.mesh, "node": config.node})
+            await Ztunnel(config, core, ca, shutdown, log_fd).run()
+        log.info("ztunnel ended")
+        return 0
+    finally:
+        core.stop()
+        core.close()
+        await ca.close()
