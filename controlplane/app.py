@@ -32,9 +32,12 @@ async def run(config: Config, shutdown: Shutdown) -> None:
     server = CertificateServer(CertificateService(authority, NodeTokens(config.nodes_dir), permissions), config.socket)
 
     async def follow() -> None:
+        known = set(errors)
         async for update in source.watch():
             for error in update.errors:
-                log.warning("mesh object not used", extra={"cause": error})
+                if error not in known:
+                    log.warning("mesh object not used", extra={"cause": error})
+            known = set(update.errors)
             await permissions.replace(update.snapshot)
 
     async with asyncio.TaskGroup() as group:

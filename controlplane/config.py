@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+RUN_ROOT = Path("/run/qanat")
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """`config`: directories of the user's YAML. `status_dirs`: those that programs write (pod addresses and nodes).
-    `leaf_ttl_s`: the longest life of a leaf."""
+    """`run_dir`: the mesh's own, ``/run/qanat/<mesh>``. `config`: directories of the user's YAML. `status_dirs`: those
+    that programs write (pod addresses and nodes). `leaf_ttl_s`: the longest life of a leaf."""
 
     mesh: str
     run_dir: Path
@@ -53,6 +54,11 @@ def duration(text: str) -> float:
     return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
 
 
+def mesh_dir(run_dir: Path, mesh: str) -> Path:
+    """``/run/qanat`` and ``/run/qanat/<mesh>`` both mean the latter."""
+    return run_dir if run_dir.name == mesh and run_dir != RUN_ROOT else run_dir / mesh
+
+
 def paths(given: list[str] | None, from_environment: str | None) -> tuple[Path, ...]:
     """Options win over the environment's colon-separated list."""
     return tuple(Path(part) for part in given or (from_environment or "").split(":") if part)
@@ -66,11 +72,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
 
     parser = argparse.ArgumentParser(prog="python -m controlplane", description="The mesh's certificate authority.")
     parser.add_argument("--mesh", default=env("MESH", "default"))
-    parser.add_argument("--run-dir", default=env("RUN_DIR"), help="default: /run/qanat/<mesh>")
-    parser.add_argument("--config", action="append", default=None, help="directory of YAML; may be repeated")
     parser.add_argument(
-        "--status-dir", action="append", default=None, help="default: <run dir>/status; may be repeated"
+        "--run-dir", default=env("RUN_DIR", str(RUN_ROOT)), help="where all meshes keep theirs, or <that>/<mesh> itself"
     )
+    parser.add_argument("--config", action="append", default=None, help="directory of YAML; may be repeated")
+    parser.add_argument("--status", action="append", default=None, help="directory of YAML that programs write")
     parser.add_argument("--trust-domain", default=env("TRUST_DOMAIN", "cluster.local"))
     parser.add_argument("--cluster", default=env("CLUSTER", "Kubernetes"))
     parser.add_argument("--leaf-ttl", default=env("LEAF_TTL", "24h"), help="longest life of a workload certificate")
@@ -83,12 +89,14 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         parser.error(f"--leaf-ttl: {error}")
     if leaf_ttl_s < 1:
         parser.error("--leaf-ttl: at least 1s")
-    run_dir = Path(given.run_dir or f"/run/qanat/{given.mesh}")
+    run_dir = mesh_dir(Path(given.run_dir), given.mesh)
+    own = run_dir / "status"
     return Config(
         mesh=given.mesh,
         run_dir=run_dir,
-        config=paths(given.config, env("CONFIG")),
-        status_dirs=paths(given.status_dir, env("STATUS_DIR")) or (run_dir / "status",),
+        # The mesh's own status directory is one of programs, however given.
+        config=tuple(one for one in paths(given.config, env("CONFIG")) if one != own),
+        status_dirs=(*(one for one in paths(given.status, env("STATUS")) if one != own), own),
         trust_domain=given.trust_domain,
         cluster=given.cluster,
         leaf_ttl_s=leaf_ttl_s,

@@ -124,6 +124,7 @@ def write_atomically(path: Path, data: bytes, mode: int) -> None:
     fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, mode)  # whatever the umask
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

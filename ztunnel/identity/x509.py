@@ -34,7 +34,7 @@ class CertificateRequest:
 
 @dataclass(frozen=True, slots=True)
 class CertificateInfo:
-    """One certificate as dumps show it. `serial` is decimal, as istioctl prints it."""
+    """One certificate as dumps show it. `serial` is hexadecimal, as istioctl and openssl print it."""
 
     pem: str = field(repr=False)
     subject: str
@@ -46,7 +46,7 @@ class CertificateInfo:
 @dataclass(frozen=True, slots=True)
 class IssuedCertificate:
     """Everything the engine needs to speak as `identity`. `chain_pem`: leaf, then intermediates. `roots_pem`: whom to
-    trust. Dates and serial (decimal) are the leaf's."""
+    trust. Dates and serial (hexadecimal) are the leaf's."""
 
     identity: Identity
     chain_pem: bytes = field(repr=False)
@@ -92,7 +92,7 @@ def accept(
         roots_pem=b"".join(_pem(certificate) for certificate in roots),
         not_before=leaf.not_valid_before_utc,
         not_after=leaf.not_valid_after_utc,
-        serial=str(leaf.serial_number),
+        serial=f"{leaf.serial_number:x}",
         chain=tuple(_info(certificate) for certificate in path),
         roots=tuple(_info(certificate) for certificate in roots),
     )
@@ -174,7 +174,7 @@ def _info(certificate: x509.Certificate) -> CertificateInfo:
     return CertificateInfo(
         pem=_pem(certificate).decode("ascii"),
         subject=certificate.subject.rfc4514_string(),
-        serial=str(certificate.serial_number),
+        serial=f"{certificate.serial_number:x}",
         not_before=certificate.not_valid_before_utc,
         not_after=certificate.not_valid_after_utc,
     )
