@@ -137,4 +137,5 @@ int qn_connect6(struct bpf_sock_addr *ctx)
 	}
 }
 
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
+char LICENSE[] SEC("license")
+= "Dual BSD/GPL";

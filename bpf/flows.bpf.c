@@ -22,7 +22,8 @@
 static __always_inline void read_tuple(struct bpf_sock_ops *ctx, struct qn_flow_key *k)
 {
 	if (ctx->family == QN_AF_INET6) {
-		struct qn_words local = { { ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2], ctx->local_ip6[3] } };
+		struct qn_words local = { { ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2],
+					    ctx->local_ip6[3] } };
 		struct qn_words remote = { { ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2],
 					     ctx->remote_ip6[3] } };
 
@@ -145,4 +146,5 @@ int qn_flows(struct bpf_sock_ops *ctx)
 	return 1;
 }
 
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
+char LICENSE[] SEC("license")
+= "Dual BSD/GPL";

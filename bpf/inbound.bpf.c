@@ -65,7 +65,8 @@ int qn_inbound(struct bpf_sk_lookup *ctx)
 	if (is_v6) {
 		struct qn_words src = { { ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2],
 					  ctx->remote_ip6[3] } };
-		struct qn_words dst = { { ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2], ctx->local_ip6[3] } };
+		struct qn_words dst = { { ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2],
+					  ctx->local_ip6[3] } };
 
 		qn_ip_set(k.src, &k.family, &src, 1);
 		qn_ip_set(k.dst, &k.family, &dst, 1);
@@ -99,4 +100,5 @@ int qn_inbound(struct bpf_sk_lookup *ctx)
 	return hand_over(ctx, pod->slot * 2 + (is_v6 ? 1 : 0));
 }
 
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
+char LICENSE[] SEC("license")
+= "Dual BSD/GPL";

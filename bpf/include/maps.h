@@ -31,7 +31,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, QN_POD_MAX * QN_POD_ADDRS);
+	__uint(max_entries, QN_POD_MAX *QN_POD_ADDRS);
 	__type(key, struct qn_ip);
 	__type(value, __u64);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);

@@ -293,17 +293,17 @@ int qnb_possible_cpus(void)
 	return libbpf_num_possible_cpus();
 }
 
-#define SIZE(type)                              \
-	{                                       \
-		#type, (int64_t)sizeof(struct type) \
+#define SIZE(type)                                                                                                     \
+	{                                                                                                              \
+#type, (int64_t)sizeof(struct type)                                                                    \
 	}
-#define FIELD(type, member)                                        \
-	{                                                          \
-		#type "." #member, (int64_t)offsetof(struct type, member) \
+#define FIELD(type, member)                                                                                            \
+	{                                                                                                              \
+#type "." #member, (int64_t)offsetof(struct type, member)                                              \
 	}
-#define CONSTANT(name)               \
-	{                            \
-		#name, (int64_t)name \
+#define CONSTANT(name)                                                                                                 \
+	{                                                                                                              \
+#name, (int64_t)name                                                                                   \
 	}
 
 int64_t qnb_layout(const char *what)

@@ -211,9 +211,11 @@ class Link(_Descriptor):
 class Object:
     """A BPF object file: open, set read-only values, load. Programs and maps close with it."""
 
-    def __init__(self, name: str, pin_root: Path, rodata: dict[str, bytes] | None = None) -> None:
-        """Opens and loads `objects/<name>.bpf.o`; maps are shared by their pins below `pin_root`. Raises BpfError."""
-        path = OBJECTS / f"{name}.bpf.o"
+    def __init__(
+        self, name: str, pin_root: Path, rodata: dict[str, bytes] | None = None, *, directory: Path = OBJECTS
+    ) -> None:
+        """Opens and loads `<name>.bpf.o`; maps marked so are shared by their pins below `pin_root`. Raises BpfError."""
+        path = directory / f"{name}.bpf.o"
         if not path.exists():
             raise BpfError(errno.ENOENT, f"{path} (run `make bpf`)")
         err = ffi.new("int *")

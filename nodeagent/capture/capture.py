@@ -82,6 +82,7 @@ class Capture:
         self._pins = where
         self._maps: dict[str, Map] = {}
         self._linked: set[int] = set()
+        self._node_netns = netns.own_cookie() if settings.node_netns is None else settings.node_netns
 
     @classmethod
     def open(cls, instance: str, settings: CaptureSettings) -> Self:
@@ -126,10 +127,9 @@ class Capture:
             os.close(cgroup_fd)
 
     def _write_settings(self, heartbeat_ns: int) -> None:
-        node = self._settings.node_netns
         down = AgentDown.OPEN if self._settings.on_agent_down == "open" else AgentDown.CLOSED
         value = QnSettings(
-            node_netns=netns.own_cookie() if node is None else node,
+            node_netns=self._node_netns,
             heartbeat_ns=heartbeat_ns,
             stale_ns=int(self._settings.stale_s * 1e9),
             on_agent_down=down,

@@ -7,12 +7,14 @@ The agent keeps its own copies and gives ztunnel duplicates: a killed ztunnel cl
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import socket
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from nodeagent.bpf.layouts import PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND
 from nodeagent.capture.netns import inside
@@ -83,3 +85,62 @@ def open_listeners(netns_fd: int) -> Listeners:
     """15001 and 15006 on the loopback addresses, 15008 on every address. Loopback must be up. Without IPv6 in the
     namespace the IPv6 ones are left out. Raises OSError (EADDRINUSE: the pod itself listens there)."""
     return Listeners(inside(netns_fd, _open_all))
+
+
+SynKey = tuple[Literal["watch", "replay"], int]
+"""(kind, family 4 or 6)."""
+
+SYN_MARK: Final = 0x51A
+"""ZT_SYN_MARK of ztunnel/csrc/syn.h; setting a mark needs a capability that ztunnel lacks."""
+
+_SO_ATTACH_FILTER, _SOL_PACKET, _PACKET_IGNORE_OUTGOING = 26, 263, 23
+_ETHERTYPES: Final = {4: 0x0800, 6: 0x86DD}
+
+
+def _watch(family: int) -> socket.socket:
+    """Hears nothing until ztunnel puts its filter in place of ours."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
+    try:
+        drop_all = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
+        program = struct.pack("HxxxxxxP" if struct.calcsize("P") == 8 else "HxxP", 1, ctypes.addressof(drop_all))
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+        sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)  # what leaves on lo also arrives there
+        sock.bind(("lo", _ETHERTYPES[family]))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _replay(family: int) -> socket.socket:
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    sock = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, kind, socket.IPPROTO_RAW)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, SYN_MARK)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _open_syn_sockets() -> dict[SynKey, int]:
+    with contextlib.ExitStack() as undo:
+        made: dict[SynKey, socket.socket] = {}
+        for family in (4, 6):
+            try:
+                for kind, make in (("watch", _watch), ("replay", _replay)):
+                    sock = make(family)
+                    undo.callback(sock.close)
+                    made["watch" if kind == "watch" else "replay", family] = sock
+            except OSError as error:
+                if family == 4 or not _has_no_ipv6(error):
+                    raise
+                made.pop(("watch", 6), None)
+        # What was left out of `made` is closed on the way; detached sockets are not.
+        return {key: sock.detach() for key, sock in made.items()}
+
+
+def open_syn_sockets(netns_fd: int) -> dict[SynKey, int]:
+    """Sockets for honest connects (ztunnel/csrc/syn.h): packet sockets on the pod's `lo` that see SYNs once ztunnel
+    has set its filter, and raw sockets whose packets carry SYN_MARK. The caller owns them. Raises OSError."""
+    return inside(netns_fd, _open_syn_sockets)

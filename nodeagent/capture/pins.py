@@ -40,8 +40,11 @@ class Pins:
         return self.base / "links"
 
     def create(self) -> None:
-        for path in (ROOT, self.base.parent, self.base, self.maps, self.links):
-            path.mkdir(mode=0o700, exist_ok=True)
+        # parents=True: another instance's purge may remove the empty root at any moment.
+        for path in (self.maps, self.links):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (ROOT, self.base.parent, self.base):
+            path.chmod(0o700)
 
     def inbound(self, cookie: int) -> Path:
         return self.links / f"inbound-{cookie}"

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
 from ipaddress import ip_address
 
 import pytest
 
 from nodeagent.bpf.layouts import SockAddr
+from nodeagent.capture import open_syn_sockets
+from nodeagent.capture.listeners import SYN_MARK
 from tests.bpf.world import Captured, World, eventually, name_of
 
 ANY = {4: "0.0.0.0", 6: "::"}
@@ -61,9 +64,7 @@ def test_node_to_other_places_leaves_no_flows(mesh: Captured, world: World) -> N
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("port", [15001, 15006])
-def test_dialling_ztunnels_ports_from_outside_is_refused(
-    mesh: Captured, world: World, family: int, port: int
-) -> None:
+def test_dialling_ztunnels_ports_from_outside_is_refused(mesh: Captured, world: World, family: int, port: int) -> None:
     with pytest.raises(ConnectionRefusedError):
         world.b.dial(world.a.address(family), port)
 
@@ -88,7 +89,7 @@ def test_application_sees_the_real_client(mesh: Captured, world: World, family: 
     client = SockAddr(ip_address("198.51.100.9" if family == 4 else "2001:db8::9"), 40001)
     listener = world.a.listen("::", dual=True) if is_dual else world.a.listen(ANY[family])
     kind = socket.AF_INET if family == 4 else socket.AF_INET6
-    with listener, world.a.socket(kind) as upstream:
+    with listener, world.a.open(kind) as upstream:
         mesh.mark(upstream, client)
         upstream.connect((world.a.address(family), listener.getsockname()[1]))
         accepted, peer = listener.accept()
@@ -117,8 +118,28 @@ def test_both_pods_captured_meet_through_both_listeners(mesh: Captured, world: W
     with world.b.dial(world.a.v4, 80):
         mesh.accept(world.b, 15001).close()
     assert mesh.is_idle(world.a, 15006)
-    with world.b.socket() as upstream:
+    with world.b.open() as upstream:
         mesh.mark(upstream)
         upstream.connect((world.a.v4, 80))
         with mesh.accept(world.a, 15006) as taken:
             assert taken.getpeername() == upstream.getsockname()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_syn_sockets_hear_nothing_until_ztunnel_sets_its_filter(mesh: Captured, world: World, family: int) -> None:
+    made = open_syn_sockets(world.a.fd)
+    with ExitStack() as held:
+        opened = {key: held.enter_context(socket.socket(fileno=fd)) for key, fd in made.items()}
+        watch, replay = opened["watch", family], opened["replay", family]
+
+        with world.a.dial("203.0.113.7" if family == 4 else "2001:db8::7", 80):
+            mesh.accept(world.a, 15001, family).close()
+        with pytest.raises(BlockingIOError):
+            watch.recv(64)
+
+        watch.setsockopt(socket.SOL_SOCKET, 27, 0)  # SO_DETACH_FILTER
+        with world.a.dial("203.0.113.7" if family == 4 else "2001:db8::7", 80):
+            mesh.accept(world.a, 15001, family).close()
+        first = watch.recv(128)
+        assert first[0] >> 4 == family
+        assert replay.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == SYN_MARK

@@ -48,7 +48,7 @@ def test_client_bound_to_the_pods_address_is_captured(mesh: Captured, world: Wor
 
 
 def test_client_bound_to_a_device_is_captured(mesh: Captured, world: World) -> None:
-    with world.a.socket() as client:
+    with world.a.open() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
         client.connect((OUTSIDE[4], 80))
 
@@ -57,7 +57,7 @@ def test_client_bound_to_a_device_is_captured(mesh: Captured, world: World) -> N
 
 
 def test_nonblocking_connect_is_captured(mesh: Captured, world: World) -> None:
-    with world.a.socket() as client:
+    with world.a.open() as client:
         client.setblocking(False)
         assert client.connect_ex((OUTSIDE[4], 81)) in (0, errno.EINPROGRESS)
         with mesh.accept(world.a, 15001) as taken:
@@ -66,7 +66,7 @@ def test_nonblocking_connect_is_captured(mesh: Captured, world: World) -> None:
 
 
 def test_ztunnels_marked_socket_is_not_captured(mesh: Captured, world: World) -> None:
-    with world.c.listen("0.0.0.0") as server, world.a.socket() as upstream:
+    with world.c.listen("0.0.0.0") as server, world.a.open() as upstream:
         mesh.mark(upstream)
         upstream.connect((world.c.v4, server.getsockname()[1]))
         accepted, peer = server.accept()
@@ -89,7 +89,7 @@ def test_connections_inside_the_pod_pass(mesh: Captured, world: World, family: i
 
 
 def test_socket_can_connect_again_elsewhere(mesh: Captured, world: World) -> None:
-    with world.a.listen("127.0.0.1") as inner, world.a.socket() as client:
+    with world.a.listen("127.0.0.1") as inner, world.a.open() as client:
         client.connect((OUTSIDE[4], 90))
         mesh.accept(world.a, 15001).close()
         _disconnect(client)
@@ -132,7 +132,7 @@ def test_unlabelled_pod_and_node_are_untouched(mesh: Captured, world: World) -> 
 
 
 def test_udp_and_icmp_are_untouched(mesh: Captured, world: World) -> None:
-    with world.c.socket(kind=socket.SOCK_DGRAM) as server, world.a.socket(kind=socket.SOCK_DGRAM) as client:
+    with world.c.open(kind=socket.SOCK_DGRAM) as server, world.a.open(kind=socket.SOCK_DGRAM) as client:
         server.bind((world.c.v4, 0))
         client.connect(server.getsockname())
         client.send(b"datagram")

@@ -60,13 +60,13 @@ class Space:
     def run(self, act: Callable[[], T]) -> T:
         return inside(self.fd, act)
 
-    def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, proto: int = 0) -> socket.socket:
+    def open(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, proto: int = 0) -> socket.socket:
         sock = self.run(lambda: socket.socket(family, kind, proto))
         sock.settimeout(DEADLINE_S)
         return sock
 
     def listen(self, address: str, port: int = 0, *, dual: bool = False) -> socket.socket:
-        sock = self.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        sock = self.open(socket.AF_INET6 if ":" in address else socket.AF_INET)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if ":" in address:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
@@ -75,7 +75,7 @@ class Space:
         return sock
 
     def dial(self, address: str, port: int, *, source: str | None = None) -> socket.socket:
-        sock = self.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        sock = self.open(socket.AF_INET6 if ":" in address else socket.AF_INET)
         try:
             if source:
                 sock.bind((source, 0))
@@ -123,7 +123,8 @@ class World:
 
     def _pod(self, short: str, number: int) -> Space:
         pod = self._space(short, f"10.254.{number}.2", f"fd9e:{number}::2")
-        ip("-n", self.node.name, "link", "add", "name", short, "type", "veth", "peer", "name", "eth0", "netns", pod.name)
+        peer = ("peer", "name", "eth0", "netns", pod.name)
+        ip("-n", self.node.name, "link", "add", "name", short, "type", "veth", *peer)
         ends = ((self.node, short, 1), (pod, "eth0", 2))
         for space, link, host in ends:
             ip("-n", space.name, "addr", "add", f"10.254.{number}.{host}/24", "dev", link)
