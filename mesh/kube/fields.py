@@ -103,6 +103,13 @@ class Field:
             raise self.wrong("an object")
         return Field(self.value.get(name), (*self.path, name))
 
+    def only(self, *names: str) -> None:
+        """For objects where a misspelt field would change who may do what: unknown ones are errors."""
+        if isinstance(self.value, dict):
+            for name in self.value:
+                if name not in names:
+                    raise FieldError((*self.path, name), f"is not known here; known: {', '.join(names)}")
+
     def items(self) -> Iterator[Field]:
         if self.value is None:
             return

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SPIFFE identities of workloads (Istio's shape, DESIGN section 1)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Workloads and services: fields follow Istio's workload API (istio/api workload.proto), so that an xDS source is a
 straight translation."""
 
