@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 MAX_PEERS = 8
 """Old and new ztunnel during an update are two; more than this is somebody's mistake."""
 
-_Answer = tuple[bytes, Descriptors]
+_Answer = Ack | tuple[Held, Descriptors] | ProtocolError
 
 
 class PodRefused(Exception):
@@ -69,7 +69,7 @@ class Peer:
         self.is_draining = False
         self._endpoint = endpoint
         self._lock = asyncio.Lock()
-        self._answers: asyncio.Queue[_Answer | ProtocolError] = asyncio.Queue()
+        self._answers: asyncio.Queue[_Answer] = asyncio.Queue()
         self._outstanding = False
 
     async def read(self) -> None:
@@ -77,10 +77,18 @@ class Peer:
         try:
             while True:
                 data, fds = await self._endpoint.recv(wait=True)
-                if not self._outstanding:
+                try:
+                    response = decode_response(data, len(fds))
+                    if not self._outstanding:
+                        raise ProtocolError("response without a request")
+                except BaseException:
                     fds.close()
-                    raise ProtocolError("response without a request")
-                self._answers.put_nowait((data, fds))
+                    raise
+                if isinstance(response, Ack):
+                    self._outstanding = False
+                    self._answers.put_nowait(response)
+                else:
+                    self._answers.put_nowait((response, fds))
         except PeerGone as error:
             self._answers.put_nowait(error)
         except ProtocolError as error:
@@ -138,22 +146,15 @@ class Peer:
             raise PeerTimeout(f"no response to {type(message).__name__} in {DEADLINE_S:g} s") from None
         if isinstance(answer, ProtocolError):
             raise answer
-        data, fds = answer
-        try:
-            response = decode_response(data, len(fds))
-            if isinstance(response, Ack):
-                return response
-            if not isinstance(message, Inventory):
-                raise ProtocolError(f"{type(message).__name__} answered with held pods")
-        except BaseException:
-            fds.close()
-            raise
-        return response, fds
+        if isinstance(answer, tuple) and not isinstance(message, Inventory):
+            answer[1].close()
+            raise ProtocolError(f"{type(message).__name__} answered with held pods")
+        return answer
 
     def close(self) -> None:
         while not self._answers.empty():
             answer = self._answers.get_nowait()
-            if not isinstance(answer, ProtocolError):
+            if isinstance(answer, tuple):
                 answer[1].close()
         self._endpoint.close()
 
