@@ -295,3 +295,16 @@ def test_mptcp_client_is_captured(mesh: Captured, world: World) -> None:
         client.connect((OUTSIDE, 80))
         with mesh.accept(world.a, 15001) as taken:
             assert taken.getsockname() == (OUTSIDE, 80)
+
+
+def test_enrolling_again_brings_new_listeners_into_use(mesh: Captured, world: World) -> None:
+    mesh.close_listeners(world.a.cookie)
+    with pytest.raises(ConnectionRefusedError):
+        world.b.dial(world.a.v4, 80)
+
+    mesh.enroll(world.a)
+
+    with world.b.dial(world.a.v4, 80), mesh.accept(world.a, 15006) as taken:
+        assert taken.getsockname() == (world.a.v4, 80)
+    with world.a.dial(OUTSIDE, 80):
+        mesh.accept(world.a, 15001).close()

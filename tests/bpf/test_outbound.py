@@ -3,14 +3,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import os
 import socket
+import struct
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 
 import pytest
 
-from nodeagent.bpf.layouts import SockAddr
+from nodeagent.bpf.layouts import (
+    PORT_OUTBOUND,
+    FlowKind,
+    QnFlow,
+    Role,
+    SockAddr,
+    pack_flow_key,
+    pack_socket,
+    unpack_addr,
+)
+from nodeagent.capture.mounts import BPFFS
 from tests.bpf.world import Captured, World, eventually, name_of
 
 OUTSIDE = {4: "203.0.113.7", 6: "2001:db8::7"}
@@ -105,8 +121,6 @@ def test_socket_can_connect_again_elsewhere(mesh: Captured, world: World) -> Non
 
 def _disconnect(sock: socket.socket) -> None:
     """connect(AF_UNSPEC), which Python's socket module does not speak."""
-    import ctypes
-
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.connect(sock.fileno(), bytes(16), 16) == 0, ctypes.get_errno()
 
@@ -166,3 +180,66 @@ def test_flows_are_forgotten_after_500_connections(mesh: Captured, world: World)
     assert mesh.flows() == 0
     assert mesh.counter("captured") == 500
     assert mesh.counter("flow_full") == 0
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_original_destination_is_known_before_the_handshake(mesh: Captured, world: World, family: int) -> None:
+    pod = mesh.pod(world.a)
+    loopback = ip_address("127.0.0.1" if family == 4 else "::1")
+    with socket.socket(fileno=os.dup(pod.listeners[15001, family])) as listener, drops_syns(listener):
+        with world.a.open(socket.AF_INET if family == 4 else socket.AF_INET6) as client:
+            client.setblocking(False)
+            assert client.connect_ex((OUTSIDE[family], 443)) == errno.EINPROGRESS
+            source = SockAddr(loopback, client.getsockname()[1])
+
+            raw = mesh.capture.map("flows").lookup(
+                pack_flow_key(world.a.cookie, source, SockAddr(loopback, PORT_OUTBOUND))
+            )
+
+            assert raw is not None
+            flow = QnFlow.from_buffer_copy(raw)
+            assert flow.kind == FlowKind.CLIENT
+            assert unpack_addr(flow.addr) == SockAddr(ip_address(OUTSIDE[family]), 443)
+        eventually(lambda: mesh.flows() == 0, "the flow of a connect given up is forgotten")
+
+
+@contextmanager
+def drops_syns(listener: socket.socket) -> Iterator[None]:
+    """A classic filter in front of a listener, as ztunnel's guard is: the handshake does not begin."""
+    code = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
+    listener.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxP", 1, ctypes.addressof(code)))
+    try:
+        yield
+    finally:
+        listener.setsockopt(socket.SOL_SOCKET, 27, 0)
+
+
+MARK_AS_NOBODY = """
+import ctypes, os, struct, sys
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+map_fd, sock_fd, value = int(sys.argv[1]), int(sys.argv[2]), bytes.fromhex(sys.argv[3])
+key, val = ctypes.create_string_buffer(struct.pack("=i", sock_fd)), ctypes.create_string_buffer(value)
+attr = ctypes.create_string_buffer(struct.pack("=IxxxxQQQ", map_fd, ctypes.addressof(key), ctypes.addressof(val), 0))
+libc = ctypes.CDLL(None, use_errno=True)
+sys.exit(0 if libc.syscall({"x86_64": 321, "aarch64": 280}[os.uname().machine], 2, attr, 32) == 0 else ctypes.get_errno())
+"""
+
+
+def test_ztunnel_needs_no_capability_to_mark_its_sockets(mesh: Captured, world: World) -> None:
+    with world.c.listen("0.0.0.0") as server, world.a.open() as upstream:
+        fds = (mesh.capture.sockets_map_fd, upstream.fileno())
+        words = [str(fds[0]), str(fds[1]), pack_socket(Role.ZTUNNEL).hex()]
+        done = subprocess.run([sys.executable, "-c", MARK_AS_NOBODY, *words], pass_fds=fds, check=False)
+        assert done.returncode == 0, os.strerror(done.returncode)
+
+        upstream.connect((world.c.v4, server.getsockname()[1]))
+
+        assert server.accept()[1] == upstream.getsockname()
+
+
+def test_applications_cannot_find_the_maps(mesh: Captured) -> None:
+    """Marking is for whoever was given the map: the pins are root's alone."""
+    path = BPFFS / "qanat"
+    while path.is_dir():
+        assert path.stat().st_mode & 0o077 == 0, path
+        path = path / next(iter(sorted(os.listdir(path))), "none")
