@@ -221,7 +221,8 @@ map_fd, sock_fd, value = int(sys.argv[1]), int(sys.argv[2]), bytes.fromhex(sys.a
 key, val = ctypes.create_string_buffer(struct.pack("=i", sock_fd)), ctypes.create_string_buffer(value)
 attr = ctypes.create_string_buffer(struct.pack("=IxxxxQQQ", map_fd, ctypes.addressof(key), ctypes.addressof(val), 0))
 libc = ctypes.CDLL(None, use_errno=True)
-sys.exit(0 if libc.syscall({"x86_64": 321, "aarch64": 280}[os.uname().machine], 2, attr, 32) == 0 else ctypes.get_errno())
+number = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
+sys.exit(0 if libc.syscall(number, 2, attr, 32) == 0 else ctypes.get_errno())
 """
 
 
