@@ -132,7 +132,8 @@ def step(output: Path, command: list[str], inputs: list[Path], depfile: Path | N
     known = inputs + (included(depfile) if depfile else [])
     if output.exists() and stamp.exists() and stamp.read_text() == digest(command, known):
         return False
-    print(f"  {what}", flush=True)
+    sys.stdout.write(f"  {what}\n")  # one write: two compilers run at once
+    sys.stdout.flush()
     stamp.unlink(missing_ok=True)
     run(command, what)
     stamp.write_text(digest(command, inputs + (included(depfile) if depfile else [])))
