@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`qanat demo`: the same requests before and after the label, with the wire between the nodes watched all the time.
+
+Every number shown is measured in the run that shows it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from nodeagent.cli import pcap, rows
+from nodeagent.cli.client import Answer, Program, ask, find
+from nodeagent.cli.errors import CliError, Exit
+from nodeagent.cli.evidence import Claim, Download, Evidence, Outcome, Proof, claims, count
+from nodeagent.cli.playground_client import Playground
+from nodeagent.cli.render import Column, Format, console, dump, table
+from nodeagent.cli.scenario import Scenario, new_secret
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "shop"
+LABEL = "qanat.io/mesh"
+NAMESPACE = "shop"
+CLIENT_NODE = "n1"
+RATE = 400_000
+CARRIED_BYTES = 2_400_000
+"""Six seconds at RATE: longer than a label takes to be followed, short enough for people who watch."""
+LIVE_BYTES = 1_200_000
+CAPTURE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `-o json` prints. ``requests``: each with the number of times its secret was on the wire."""
+
+    ok: bool
+    mesh: str
+    claims: tuple[Claim, ...]
+    requests: tuple[dict[str, object], ...]
+    identities: tuple[Proof, ...]
+    label_to_captured_s: float
+    duration_s: float
+    capture_file: str
+
+
+class Demo:
+    """``say`` gets one line per finished step."""
+
+    def __init__(self, playground: Playground, work: Path, say: Callable[[str], None]) -> None:
+        self.playground = playground
+        self.capture_file = work / "link.pcap"
+        self._say = say
+        self._began = time.monotonic()
+
+    def run(self) -> Report:
+        scenario = Scenario(self.playground, self.playground.directory)
+        pods = self.playground.pods()
+        running = self.playground.restarts()
+        self._step(f"{len(pods)} pods on {len({pod.node for pod in pods.values()})} nodes are up, none in the mesh")
+        with self._watched_link() as lost:
+            before = [scenario.run(request, "before") for request in scenario.requests]
+            self._step(f"before the label: {_tally(before)}")
+            download = self._label_under_download(scenario)
+            after = [scenario.run(request, "after") for request in scenario.requests]
+            self._step(f"after the label: {_tally(after)}")
+            proofs, certificates = self._identities(scenario)
+            self._step(f"{len(proofs)} ends of a live connection asked who is at the other one")
+            outside = [scenario.run(request, "outside") for request in scenario.outside]
+            self._step(f"pods outside the mesh: {_tally(outside)}")
+        after_pods = self.playground.pods()
+        flows = tuple(pcap.flows(self.capture_file))
+        self._step(f"wire between the nodes: {len(flows)} connections, {sum(f.size for f in flows)} payload bytes read")
+        vips = self.playground.service_addresses()
+        evidence = Evidence(
+            outcomes=(*before, *after, *outside),
+            download=download,
+            proofs=tuple(proofs),
+            expected=(_identity("shopper"), _identity("media")),
+            certificates=certificates,
+            client_address=str(pods[NAMESPACE, "shopper"].addresses[0]),
+            service_addresses={name: vips[NAMESPACE, name] for name in ("web", "catalog")},
+            mesh_addresses=frozenset(a for pod in pods.values() if pod.namespace == NAMESPACE for a in pod.addresses),
+            restarted=tuple(
+                sorted({f"{ns}/{name}" for (ns, name), pod in pods.items() if after_pods.get((ns, name)) != pod}
+                       | {name for name, was in running.items() if self.playground.restarts().get(name) != was})
+            ),
+            flows=flows,
+            dropped=lost[0],
+        )  # fmt: skip
+        found = claims(evidence)
+        return Report(
+            ok=all(claim.ok for claim in found),
+            mesh=self.playground.mesh,
+            claims=tuple(found),
+            requests=tuple(_shown(one, count(flows, one.secret)) for one in evidence.outcomes),
+            identities=evidence.proofs,
+            label_to_captured_s=round(download.captured - download.labelled, 3),
+            duration_s=round(time.monotonic() - self._began, 3),
+            capture_file=str(self.capture_file),
+        )
+
+    def _step(self, text: str) -> None:
+        self._say(f"{time.monotonic() - self._began:5.1f} s  {text}")
+
+    @contextlib.contextmanager
+    def _watched_link(self) -> Iterator[list[int]]:
+        """tcpdump runs during the block; afterwards the list holds the number of packets it missed."""
+        lost: list[int] = []
+        child = self.playground.capture_link(CLIENT_NODE, self.capture_file)
+        try:
+            yield lost
+            time.sleep(0.2)  # last packets are on their way from the ring to the file
+        finally:
+            child.send_signal(signal.SIGINT)
+            try:
+                _, said = child.communicate(timeout=5)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                _, said = child.communicate()
+        dropped = re.search(rb"(\d+) packets dropped by kernel", said)
+        lost.append(int(dropped[1]) if dropped else -1)
+
+    def _label_under_download(self, scenario: Scenario) -> Download:
+        secret = new_secret()
+        shopper = self.playground.pods()[NAMESPACE, "shopper"]
+        began = time.time()
+        command = scenario.download_command(secret, CARRIED_BYTES, RATE)
+        child = self.playground.popen(shopper, command, subprocess.PIPE)
+        try:
+            time.sleep(0.5)  # the download is well on its way when the label comes
+            labelled = time.time()
+            set_label(self.playground.directory / "namespaces.yaml", NAMESPACE, "enabled")
+            captured = self.playground.wait_for("capture of the labelled pods", CAPTURE_S, self._not_captured)
+            self._step(f"label set: every pod of {NAMESPACE} captured {captured - labelled:.2f} s later")
+            out, err = child.communicate(timeout=CARRIED_BYTES / RATE + 20)
+        except subprocess.TimeoutExpired:
+            return Download(secret, CARRIED_BYTES, "did not end in time", began, labelled, captured, time.time())
+        finally:
+            child.kill()
+            child.wait()
+        problem = err.decode(errors="replace").strip() if child.returncode else ""
+        problem = problem or scenario.compare(out.decode(), secret, CARRIED_BYTES)
+        return Download(secret, CARRIED_BYTES, problem, began, labelled, captured, time.time())
+
+    def _not_captured(self, dumps: Sequence[Answer], statuses: Sequence[Answer]) -> str:
+        """Every node must know every labelled pod as captured, serve its own, and have their certificates."""
+        wanted = {name for namespace, name in self.playground.pods() if namespace == NAMESPACE}
+        for answer in dumps:
+            hbone = {r.name for r in rows.workloads([answer], ()) if r.namespace == NAMESPACE and r.protocol == "HBONE"}
+            if wanted - hbone:
+                return f"{answer.node} does not know as captured: {', '.join(sorted(wanted - hbone))}"
+        served = {
+            r.name for r in rows.workloads(dumps, statuses) if r.namespace == NAMESPACE and r.capture == "captured"
+        }
+        if wanted - served:
+            return f"not captured: {', '.join(sorted(wanted - served))}"
+        have = {row.identity for row in rows.certificates(dumps) if row.kind == "Leaf" and row.serial}
+        missing = {_identity(name) for name in wanted} - have
+        return f"no certificate: {', '.join(sorted(missing))}" if missing else ""
+
+    def _identities(self, scenario: Scenario) -> tuple[list[Proof], dict[str, str]]:
+        """A slow download is opened so that there is a live connection to ask both ztunnels about."""
+        shopper = self.playground.pods()[NAMESPACE, "shopper"]
+        command = scenario.download_command(new_secret(), LIVE_BYTES, RATE)
+        child = self.playground.popen(shopper, command, subprocess.DEVNULL)
+        proofs: list[Proof] = []
+        try:
+            deadline = time.monotonic() + 2.5
+            while len(proofs) < 2 and time.monotonic() < deadline:
+                time.sleep(0.1)
+                live, dumps = ask(
+                    find(self.playground.mesh), (Program.ZTUNNEL, "/connections"), (Program.ZTUNNEL, "/config_dump")
+                )
+                proofs = [proof for answer in live for proof in _proofs(answer)]
+        finally:
+            child.kill()
+            child.communicate()
+        return proofs, {identity: name for answer in dumps for identity, name in _names(answer)}
+
+
+def _identity(account: str) -> str:
+    return f"spiffe://cluster.local/ns/{NAMESPACE}/sa/{account}"
+
+
+def _proofs(answer: Answer) -> Iterator[Proof]:
+    for one in answer.data or ():
+        if one.get("path") == "tunnel":
+            yield Proof(answer.node, one["direction"], "HBONE", one["srcIdentity"], one["dstIdentity"])
+
+
+def _names(answer: Answer) -> Iterator[tuple[str, str]]:
+    """Identity a certificate is filed under, and the name openssl finds inside it."""
+    for entry in (answer.data or {}).get("certificates", ()):
+        for cert in entry["certChain"][:1]:
+            yield entry["identity"], san(base64.b64decode(cert["pem"]))
+
+
+def san(pem: bytes) -> str:
+    """The URI in a certificate, read by another implementation than the one that made it."""
+    done = subprocess.run(
+        ["openssl", "x509", "-noout", "-ext", "subjectAltName"], input=pem, capture_output=True, check=False
+    )
+    found = re.search(rb"URI:(\S+)", done.stdout)
+    return found[1].decode() if found else f"unreadable: {done.stderr.decode(errors='replace').strip()}"
+
+
+def set_label(file: Path, namespace: str, value: str | None) -> None:
+    """Rewrites a Namespace object's label in place, atomically; None takes it away. Comments are lost: use a copy."""
+    documents: list[Any] = list(yaml.safe_load_all(file.read_text()))
+    for document in documents:
+        if document["kind"] == "Namespace" and document["metadata"]["name"] == namespace:
+            labels = document["metadata"].setdefault("labels", {})
+            labels.pop(LABEL, None)
+            if value is not None:
+                labels[LABEL] = value
+    fresh = file.with_name(f".{file.name}.new")
+    fresh.write_text(yaml.safe_dump_all(documents, sort_keys=False))
+    fresh.replace(file)
+
+
+def _tally(outcomes: Sequence[Outcome]) -> str:
+    return ", ".join(
+        f"{one.request} {'failed' if one.problem else f'{one.duration_s * 1000:.0f} ms'}" for one in outcomes
+    )
+
+
+def _shown(one: Outcome, seen: int) -> dict[str, object]:
+    return {
+        "request": one.request,
+        "phase": one.phase,
+        "ok": not one.problem,
+        "problem": one.problem,
+        "duration_ms": round(one.duration_s * 1000, 1),
+        "secret_seen_on_wire": seen,
+    }
+
+
+REQUESTS: tuple[Column[dict[str, Any]], ...] = (
+    Column("REQUEST", lambda r: str(r["request"])),
+    Column("WHEN", lambda r: {"before": "before label", "after": "after label"}.get(r["phase"], "outside the mesh")),
+    Column("RESULT", lambda r: "ok" if r["ok"] else "failed", style=lambda r: "green" if r["ok"] else "red"),
+    Column("TOOK", lambda r: f"{r['duration_ms']:.0f} ms", right=True),
+    Column("SECRET SEEN ON WIRE", lambda r: f"{r['secret_seen_on_wire']} times", right=True),
+)
+CLAIMS: tuple[Column[Claim], ...] = (
+    Column("", lambda c: "✓" if c.ok else "✗", style=lambda c: "green" if c.ok else "red"),
+    Column("CLAIM", lambda c: c.claim),
+    Column("MEASURED", lambda c: c.measured, style=lambda c: "" if c.ok else "red"),
+)
+
+
+def _print(report: Report) -> None:
+    out = console()
+    out.print()
+    out.print(table(REQUESTS, report.requests))
+    out.print()
+    for proof in report.identities:
+        click.echo(f"{proof.node} {proof.direction}: {proof.src_identity} -> {proof.dst_identity} ({proof.protocol})")
+    out.print()
+    out.print(table(CLAIMS, report.claims))
+    failed = sum(not claim.ok for claim in report.claims)
+    click.echo(f"\n{len(report.claims) - failed} of {len(report.claims)} claims hold; {report.duration_s:.1f} s")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  qanat demo
+  qanat demo --keep            # then: qanat status --mesh <the name it prints>
+  qanat demo -o json | jq '.claims[] | select(.ok | not)'
+
+\b
+Exit codes:
+  0  every claim holds
+  1  a claim failed, or the mesh did not come up"""
+)
+@click.option("--keep", is_flag=True, help="Leave the mesh and the capture of the wire for a look around.")
+@click.option("-o", "--output", "form", type=click.Choice(["table", "json", "yaml"]), default="table")
+def demo(keep: bool, form: str) -> None:
+    """Two nodes on this machine: the same requests before and after the label, with the wire between them watched.
+
+    Takes everything down afterwards, also after Ctrl-C."""
+    chosen = Format(form)
+    mesh = f"demo{secrets.token_hex(3)}"
+    work = Path(tempfile.mkdtemp(prefix=f"qanat-{mesh}-"))
+    signal.signal(signal.SIGTERM, _interrupt)
+    report: Report | None = None
+    try:
+        report = _run(mesh, work, lambda text: click.echo(text, err=chosen.is_data))
+        if chosen.is_data:
+            click.echo(dump(report, chosen))
+        else:
+            _print(report)
+    except KeyboardInterrupt:
+        raise CliError("interrupted; the mesh is taken down") from None
+    finally:
+        if keep and report is not None:
+            click.echo(
+                f"kept: qanat status --mesh {mesh}; wire: {report.capture_file}; end: qanat down --mesh {mesh}",
+                err=True,
+            )
+        else:
+            _clean(mesh, work)
+    if not report.ok:
+        raise SystemExit(Exit.FAILED)
+
+
+def _run(mesh: str, work: Path, say: Callable[[str], None]) -> Report:
+    directory = work / "shop"
+    shutil.copytree(EXAMPLE, directory, ignore=shutil.ignore_patterns("__pycache__"))
+    set_label(directory / "namespaces.yaml", NAMESPACE, None)
+    playground = Playground(mesh, directory)
+    run = Demo(playground, work, say)
+    try:
+        with (work / "up.log").open("wb") as log:
+            playground.up(log)
+    except CliError as error:
+        tail = (work / "up.log").read_text(errors="replace").splitlines()[-15:]
+        raise CliError("\n  ".join([str(error.message), *tail]), "qanat check") from error
+    return run.run()
+
+
+def _clean(mesh: str, work: Path) -> None:
+    """Whatever happens, and not to be cut short by an impatient second Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with (work / "down.log").open("wb") as log:
+            Playground(mesh, work).down(log)
+    except CliError as error:
+        click.echo(f"warning: {error.message}: {(work / 'down.log').read_text(errors='replace').strip()}", err=True)
+        click.echo("  try: qanat down --purge", err=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
