@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-import importlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self, TypeVar
 
 from mesh.model.workload import IPAddress
-from mesh.protocol.messages import FLOWS_MAP, SOCKETS_MAP, ListenerName, SocketKind
-from nodeagent.capture import Capture, CaptureError, CaptureSettings, PodCapture, netns_cookie, open_listeners
+from mesh.protocol.messages import FLOWS_MAP, PORT_OUTBOUND, SOCKETS_MAP, ListenerName, SocketKind
+from nodeagent.bpf.probe import CheckResult
+from nodeagent.bpf.probe import run as run_probe
+from nodeagent.capture import (
+    Capture,
+    CaptureError,
+    CaptureSettings,
+    PodCapture,
+    netns_cookie,
+    open_listeners,
+    open_syn_sockets,
+)
 from nodeagent.config import Config
 from nodeagent.pods.seam import KernelError
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+_KINDS = {"watch": SocketKind.WATCH, "replay": SocketKind.REPLAY}
 
 
 class CaptureKernel:
@@ -36,7 +50,15 @@ class CaptureKernel:
 
     def make_listeners(self, netns_fd: int) -> dict[ListenerName, int]:
         made = _translated("listen in the pod", open_listeners, netns_fd)
-        return {ListenerName(port, family): fd for (port, family), fd in made.fds.items()}
+        found = {ListenerName(port, family): fd for (port, family), fd in made.fds.items()}
+        try:
+            answering = open_syn_sockets(netns_fd)
+        except OSError as error:
+            log.warning("connect() of captured pods succeeds before its destination has answered: %s", error)
+            return found
+        for (kind, family), fd in answering.items():
+            found[ListenerName(PORT_OUTBOUND, family, _KINDS[kind])] = fd
+        return found
 
     def capture(
         self, cookie: int, netns_fd: int, addresses: tuple[IPAddress, ...], listeners: Mapping[ListenerName, int]
@@ -64,10 +86,9 @@ class CaptureKernel:
         self._capture.close()
 
 
-def probe() -> Sequence[Any]:
+def probe() -> Sequence[CheckResult]:
     """What this kernel offers: nodeagent.bpf.probe's results."""
-    found: Sequence[Any] = importlib.import_module("nodeagent.bpf.probe").run()
-    return found
+    return run_probe()
 
 
 def _translated(what: str, act: Callable[..., T], *args: Any) -> T:

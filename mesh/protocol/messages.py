@@ -18,7 +18,8 @@ from mesh.model.workload import IPAddress
 from mesh.protocol import zds_pb2 as pb
 from mesh.protocol.seqpacket import ProtocolError
 
-LISTENER_PORTS = (15001, 15006, 15008)
+PORT_OUTBOUND, PORT_INBOUND, PORT_HBONE = 15001, 15006, 15008
+LISTENER_PORTS = (PORT_OUTBOUND, PORT_INBOUND, PORT_HBONE)
 SOCKETS_MAP = "sockets"
 FLOWS_MAP = "flows"
 
