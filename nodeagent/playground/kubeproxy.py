@@ -103,7 +103,8 @@ def _elements(items: Iterable[str]) -> str:
 def _chain(family: str, index: int, row: Frontend) -> str:
     """All backends at random; `dnat … to map` wants the protocol said first."""
     choices = ", ".join(f"{i} : {b.address} . {b.port}" for i, b in enumerate(row.backends))
+    chosen = f"numgen random mod {len(row.backends)} map {{ {choices} }}"
     return f"""	chain endpoint{index} {{
-		meta l4proto {row.protocol} dnat {family} addr . port to numgen random mod {len(row.backends)} map {{ {choices} }}
+		meta l4proto {row.protocol} dnat {family} addr . port to {chosen}
 	}}
 """

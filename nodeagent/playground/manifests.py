@@ -52,7 +52,7 @@ class Manifests:
         for path in sorted(p for p in self.directory.glob("*.y*ml") if p.suffix in (".yaml", ".yml")):
             before = self._files.get(path, {})
             try:
-                documents = list(yaml.load_all(path.read_text(), _LOADER))  # noqa: S506 - a safe loader
+                documents = list(yaml.load_all(path.read_text(), _LOADER))
             except FileNotFoundError:
                 continue
             except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -75,7 +75,7 @@ def _parse_file(
         reader = _Reader(str(path), document, f"{kind}/?", "")
         try:
             name = _name(reader)
-            reader = replace_object(reader, f"{kind}/{name}" if name.namespace else f"{kind}/{name.name}")
+            reader = _about(reader, f"{kind}/{name}" if name.namespace else f"{kind}/{name.name}")
             key = (str(kind), str(name))
             try:
                 found[key] = _PARSERS[kind](reader, name)
@@ -193,7 +193,7 @@ class _Reader:
             raise self.error(str(error)) from error
 
 
-def replace_object(reader: _Reader, obj: str) -> _Reader:
+def _about(reader: _Reader, obj: str) -> _Reader:
     return _Reader(reader.file, reader.value, obj, reader.path)
 
 
@@ -267,9 +267,7 @@ def _container(reader: _Reader, run_as: int | None) -> Container:
             fields.append((item.at("name").text(), source.text()))
         else:
             env.append((item.at("name").text(), item.at("value").text("")))
-    ports = tuple(
-        (item.at("name").text(""), item.at("containerPort").port()) for item in reader.at("ports").items()
-    )
+    ports = tuple((item.at("name").text(""), item.at("containerPort").port()) for item in reader.at("ports").items())
     named = dict(ports)
     user = reader.at("securityContext").at("runAsUser")
     return Container(
@@ -342,13 +340,25 @@ def _service(reader: _Reader, name: ObjectName) -> ServiceSpec:
         ports=tuple(ports),
         selector=spec.at("selector").texts(),
         publish_not_ready=spec.at("publishNotReadyAddresses").flag(),
+        families=_families(spec),
     )
+
+
+def _families(spec: _Reader) -> tuple[int, ...]:
+    words = {"IPv4": 4, "IPv6": 6}
+    given = [item.text() for item in spec.at("ipFamilies").items()]
+    if any(word not in words for word in given):
+        raise spec.at("ipFamilies").error("expected IPv4 or IPv6")
+    wanted = tuple(words[word] for word in given) or (4,)
+    if spec.at("ipFamilyPolicy").text("SingleStack") != "SingleStack":
+        wanted = (*wanted, *({4, 6} - set(wanted)))
+    return wanted
 
 
 def _slice(reader: _Reader, name: ObjectName) -> SliceSpec:
     service = reader.at("metadata").at("labels").texts().get("kubernetes.io/service-name", "")
     endpoints = [
-        (_Reader(a.file, a.value, a.obj, a.path).address(), item.at("conditions").mapping().get("ready") is not False)
+        (a.address(), item.at("conditions").mapping().get("ready") is not False)
         for item in reader.at("endpoints").items()
         for a in item.at("addresses").items()
     ]
@@ -357,5 +367,3 @@ def _slice(reader: _Reader, name: ObjectName) -> SliceSpec:
 
 
 _PARSERS: dict[str, Any] = {"Node": _node, "Pod": _pod, "Service": _service, "EndpointSlice": _slice}
-
-

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 from nodeagent.playground import netns, tools
-from nodeagent.playground.names import SERVICE_CIDRS, AddressPlan, MeshPaths, interface, mac
+from nodeagent.playground.names import NETNS_DIR, SERVICE_CIDRS, AddressPlan, MeshPaths, interface, mac
 from nodeagent.playground.objects import IPAddress
 
 BRIDGE = "br0"
@@ -94,7 +94,9 @@ class Network:
                 f"link add {port} type veth peer name {UPLINK} address {mac(node.name)} netns {node.netns}",
                 f"link set {port} master {BRIDGE} up",
             ]
-        await tools.ip(["link set lo up", f"link add {BRIDGE} type bridge", f"link set {BRIDGE} up", *ports], self.fabric)
+        await tools.ip(
+            ["link set lo up", f"link add {BRIDGE} type bridge", f"link set {BRIDGE} up", *ports], self.fabric
+        )
         for node in nodes:
             await tools.ip(_node_commands(node, nodes), node.netns)
 
@@ -119,7 +121,7 @@ class Network:
         return pod
 
     async def remove_pod(self, node: Node, pod: PodNetwork) -> None:
-        """Deleting the link first makes routes and packets stop now; the namespace itself goes when its last user does."""
+        """Deleting the link first makes routes and packets stop now; the namespace goes with its last user."""
         await tools.ip([f"link del {pod.host_interface}"], node.netns, keep_going=True)
         await tools.ip([f"netns del {pod.netns}"], keep_going=True)
 
@@ -128,7 +130,7 @@ class Network:
 
 
 def leftovers(prefix: str) -> list[str]:
-    directory = netns.NETNS_DIR
+    directory = NETNS_DIR
     return sorted(p.name for p in directory.iterdir() if p.name.startswith(prefix)) if directory.is_dir() else []
 
 

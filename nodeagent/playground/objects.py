@@ -108,7 +108,8 @@ class ServicePort:
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """``addresses``: what the user gave; empty for the playground to allocate. ``headless``: has none and gets none."""
+    """``addresses``: what the user gave; empty for the playground to allocate, of ``families``. ``headless``: has none
+    and gets none."""
 
     name: ObjectName
     addresses: tuple[IPAddress, ...]
@@ -116,6 +117,7 @@ class ServiceSpec:
     ports: tuple[ServicePort, ...]
     selector: Mapping[str, str]
     publish_not_ready: bool
+    families: tuple[int, ...] = (4,)
 
     def selects(self, pod: PodSpec) -> bool:
         return (

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The group `qanat`: COMMANDS says where each command is."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from nodeagent.cli.errors import EXIT_CODES
+
+COMMANDS = {
+    "up": ("nodeagent.cli.up", "up", "Bring up a mesh of this machine's own namespaces from a directory of YAML."),
+    "down": ("nodeagent.cli.up", "down", "Take a mesh down and leave nothing behind."),
+    "exec": ("nodeagent.cli.up", "exec_", "Run a command inside a pod."),
+    "demo": ("nodeagent.cli.demo", "demo", "Show on two nodes what the mesh does; every line is measured."),
+    "check": ("nodeagent.cli.check", "check", "What this machine offers and lacks."),
+    "status": ("nodeagent.cli.status", "status", "Nodes, programs, captured pods, and every problem."),
+    "workloads": ("nodeagent.cli.views", "workloads", "Pods and other workloads, as the nodes know them."),
+    "services": ("nodeagent.cli.views", "services", "Services and their endpoints."),
+    "certs": ("nodeagent.cli.views", "certs", "Certificates of this mesh's workloads."),
+    "connections": ("nodeagent.cli.views", "connections", "Open connections."),
+    "logs": ("nodeagent.cli.logs", "logs", "Logs of programs and pods."),
+}
+"""Command: (module, attribute, one line of help)."""
+
+
+class LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        found = getattr(importlib.import_module(module), attribute)
+        assert isinstance(found, click.Command)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="qanat", message="%(prog)s %(version)s")
+def main() -> None:
+    """Qanat: an ambient service mesh."""
