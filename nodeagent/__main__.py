@@ -32,7 +32,8 @@ _DIR = click.Path(path_type=Path)
     default="closed",
     help="New connections of captured pods while the agent is away: served by what is there, or uncaptured.",
 )
-@click.option("--drain", "drain_s", default=30.0, help="Seconds that open connections may go on after un-enrolment.")
+@click.option("--drain", "drain_s", default=30.0, help="Seconds an old ztunnel may finish connections.")
+@click.option("--release-drain", "release_drain_s", default=600.0, help="The same for a pod that leaves the mesh.")
 @click.option("--close-after", "close_after_s", default=30.0, help="Seconds without any ztunnel until refusal.")
 @click.option("--detach-on-exit", is_flag=True, help="Take capture off at an orderly end; else it stays.")
 @click.option("--log-level", default="info", envvar="QANAT_LOG_LEVEL", help="error, warning, info or debug.")
@@ -47,6 +48,7 @@ def main(
     trust_domain: str,
     on_agent_down: str,
     drain_s: float,
+    release_drain_s: float,
     close_after_s: float,
     detach_on_exit: bool,
     log_level: str,
@@ -65,6 +67,7 @@ def main(
         trust_domain=trust_domain,
         on_agent_down=on_agent_down,
         drain_s=drain_s,
+        release_drain_s=release_drain_s,
         close_after_s=close_after_s,
         detach_on_exit=detach_on_exit,
         log_level=log_level,

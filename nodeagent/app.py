@@ -28,8 +28,8 @@ class Agent:
     def __init__(self, config: Config, kernel: Kernel) -> None:
         self._config = config
         self._kernel = kernel
-        drain_ms = int(config.drain_s * 1000)
-        self.enroller = Enroller(kernel, drain_ms=drain_ms, close_after_s=config.close_after_s)
+        drain_ms, release_ms = int(config.drain_s * 1000), int(config.release_drain_s * 1000)
+        self.enroller = Enroller(kernel, drain_ms=release_ms, close_after_s=config.close_after_s)
         self.server = ZdsServer(config.zds_socket, maps=kernel.maps, prepare=self.enroller.prepare, drain_ms=drain_ms)
         self.enroller.attach(self.server)
         self._source = FileSource(

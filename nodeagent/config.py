@@ -11,7 +11,9 @@ DEFAULT_RUN_DIR = Path("/run/qanat")
 @dataclass(frozen=True, slots=True)
 class Config:
     """`dirs`: the user's YAML. `status_dirs`: YAML written by programs. `close_after_s`: connections of captured pods
-    are refused when no ztunnel has been there for so long; until then they wait."""
+    are refused when no ztunnel has been there for so long; until then they wait. `drain_s`: a ztunnel that has a
+    successor may finish connections for so long; `release_drain_s`: those of a pod that leaves the mesh and lives on,
+    much longer, since nobody waits for them to end."""
 
     mesh: str
     node: str
@@ -22,6 +24,7 @@ class Config:
     trust_domain: str = "cluster.local"
     on_agent_down: str = "closed"
     drain_s: float = 30.0
+    release_drain_s: float = 600.0
     close_after_s: float = 30.0
     detach_on_exit: bool = False
     log_level: str = "info"

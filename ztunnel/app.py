@@ -87,7 +87,10 @@ class Ztunnel:
 
     async def _follow_agent(self) -> None:
         """Until an orderly end: then the connection goes at once, so that the agent turns to a successor. A successor
-        that is there already lets us keep it: deletions still concern us."""
+        that is there already lets us keep it: deletions still concern us.
+
+        Not before there are tables: an engine without them takes every destination for one outside the mesh."""
+        await self.feed.is_fed.wait()
         following = asyncio.ensure_future(self.client.run())
         ending = asyncio.ensure_future(self._shutdown.orderly.wait())
         try:
