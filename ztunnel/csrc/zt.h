@@ -262,5 +262,118 @@ int zt_counters(const struct zt_core *core, struct zt_counters *out);
 /* Application connections and tunnels still open. 0 after a drain = done. */
 uint64_t zt_core_live(const struct zt_core *core);
 
+/* --- authorization ------------------------------------------------------------------------------------------------
+ * Rows in: policies in the order in which they are asked, each in one scope (the workloads it selects). A guard says
+ * which scopes concern a destination address. A policy has rules (any matches), a rule clauses (all must match), a
+ * clause options (any), an option tests (all), a test values (any; `negate`: none). An attribute that is not there (no
+ * identity) equals no value. Made by dataplane/policy.py; the reference is mesh/policy/evaluate.py.
+ */
+enum zt_action {
+	ZT_ACT_DENY = 0,
+	ZT_ACT_ALLOW = 1,
+	ZT_ACT_NOTE = 2, /* decides nothing, is only noted: audit and dry runs */
+	ZT_ACTIONS = 3,
+};
+enum zt_attr {
+	ZT_ATTR_PRINCIPAL = 0, /* the source's identity without "spiffe://" */
+	ZT_ATTR_NAMESPACE = 1, /* its namespace */
+	ZT_ATTR_ACCOUNT = 2,   /* its "<namespace>/<service account>" */
+	ZT_ATTR_SRC_IP = 3,
+	ZT_ATTR_DST_IP = 4,
+	ZT_ATTR_DST_PORT = 5,
+	ZT_ATTRS = 6,
+};
+enum zt_match {
+	ZT_MATCH_EXACT = 0,
+	ZT_MATCH_PREFIX = 1,
+	ZT_MATCH_SUFFIX = 2,
+	ZT_MATCH_PRESENT = 3,
+	ZT_MATCH_BLOCK = 4, /* `addr` and `number` leading bits */
+	ZT_MATCH_PORT = 5,  /* `number` */
+};
+struct zt_value_row {
+	struct zt_str text;
+	struct zt_addr addr;
+	uint32_t match;  /* enum zt_match */
+	uint32_t number;
+};
+struct zt_test_row {
+	uint32_t attr;   /* enum zt_attr */
+	uint32_t negate;
+	uint32_t first_value;
+	uint32_t n_values; /* at least 1 */
+};
+struct zt_run_row {
+	uint32_t first;
+	uint32_t n;
+};
+struct zt_rule_row {
+	struct zt_str name; /* what a verdict says: "shop/web rules[0]" */
+	uint32_t first_clause;
+	uint32_t n_clauses; /* 0 = always matches */
+};
+struct zt_policy_row {
+	struct zt_str key;   /* "shop/web" */
+	uint32_t action;     /* enum zt_action */
+	uint32_t scope;
+	uint32_t first_rule; /* runs of policies follow each other */
+	uint32_t n_rules;    /* 0 = never matches; an ALLOW without rules closes its scope */
+};
+struct zt_guard_row {
+	struct zt_addr addr; /* of a destination, once; port 0 */
+	uint32_t first_scope; /* run of scopes[] */
+	uint32_t n_scopes;
+};
+struct zt_policies {
+	uint64_t epoch;        /* strictly increasing */
+	uint32_t deny_unknown; /* destinations without a guard: 0 = allowed, 1 = denied */
+	uint32_t n_scopes;     /* scopes are numbered from 0 */
+	const struct zt_policy_row *policies;
+	size_t n_policies;
+	const struct zt_rule_row *rules;
+	size_t n_rules;
+	const struct zt_run_row *clauses; /* of options */
+	size_t n_clauses;
+	const struct zt_run_row *options; /* of tests */
+	size_t n_options;
+	const struct zt_test_row *tests;
+	size_t n_tests;
+	const struct zt_value_row *values;
+	size_t n_values;
+	const uint32_t *scopes;
+	size_t n_guard_scopes;
+	const struct zt_guard_row *guards;
+	size_t n_guards;
+};
+struct zt_policy_request {
+	struct zt_str identity; /* SPIFFE URI the source has proven; empty = none */
+	struct zt_addr src;
+	struct zt_addr dst;     /* port: what the workload serves */
+};
+enum zt_verdict_why {
+	ZT_WHY_RULE = 0,     /* `rule` matched */
+	ZT_WHY_NO_ALLOW = 1, /* nothing matched and no ALLOW policy concerns the destination: allowed */
+	ZT_WHY_UNMATCHED = 2, /* nothing matched, though there are ALLOW policies: denied */
+	ZT_WHY_UNKNOWN = 3,  /* no guard for the destination */
+};
+struct zt_policy_verdict {
+	uint32_t allowed;
+	uint32_t why;      /* enum zt_verdict_why */
+	uint32_t rule;     /* index of the rule that decided, when `why` is RULE */
+	uint32_t guard;    /* index + 1 of the destination's guard, 0 = none */
+	uint32_t n_noted;  /* NOTE rules that matched... */
+	uint32_t noted[4]; /* ...and the first of them */
+};
+struct zt_policyset; /* immutable; any thread may evaluate */
+/* All or nothing, as zt_tables_apply(). Everything is copied. */
+int zt_policyset_new(const struct zt_policies *rows, struct zt_policyset **out, char *err, size_t err_cap);
+void zt_policyset_free(struct zt_policyset *p);
+void zt_policyset_evaluate(const struct zt_policyset *p, const struct zt_policy_request *q,
+			   struct zt_policy_verdict *out);
+/* Why, in words: the rule's name or what was missing. NUL-terminated, cut to cap; returns the length written. */
+size_t zt_policyset_explain(const struct zt_policyset *p, const struct zt_policy_verdict *v, char *buf, size_t cap);
+/* Name of a rule by index, empty when out of range. Valid while the set lives. */
+const char *zt_policyset_rule(const struct zt_policyset *p, uint32_t rule);
+
 /* cffi: end */
 #endif

@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Which endpoint: the less loaded of two drawn at random. Load = live connections of this worker, kept by address,
+ * so that it survives a change of tables.
+ */
+#include <stdlib.h>
+
+#include "engine.h"
+
+static struct zt_load *find(struct zt_worker *w, const struct zt_addr *a)
+{
+	for (struct zt_node *n = zt_map_first(&w->loads, zt_addr_hash(a)); n; n = zt_map_next(n)) {
+		struct zt_load *l = zt_container(n, struct zt_load, node);
+
+		if (zt_addr_equal(&l->addr, a))
+			return l;
+	}
+	return NULL;
+}
+
+static uint32_t live_at(struct zt_conn *c, uint32_t endpoint)
+{
+	const struct zt_endpoint_row *e = &c->tables->endpoints[endpoint];
+	struct zt_addr a = c->tables->workloads[e->workload].addr;
+	struct zt_load *l;
+
+	a.port = (uint16_t)e->port;
+	l = find(c->w, &a);
+	return l ? l->live : 0;
+}
+
+static bool was_tried(const struct zt_conn *c, uint32_t endpoint)
+{
+	for (uint8_t i = 0; i < c->n_tried; i++)
+		if (c->tried[i] == endpoint)
+			return true;
+	return false;
+}
+
+/* The k-th endpoint that was not tried yet. */
+static uint32_t nth(const struct zt_conn *c, uint32_t k)
+{
+	uint32_t e = c->row->first;
+
+	for (;; e++) {
+		if (was_tried(c, e))
+			continue;
+		if (!k--)
+			return e;
+	}
+}
+
+int64_t zt_balance_pick(struct zt_conn *c)
+{
+	uint32_t left = c->row->n - c->n_tried; /* every tried one is of this row */
+	uint32_t a, b;
+
+	if (!left || c->n_tried >= ZT_MAX_TRIES || c->n_tried >= c->w->cfg->retry_endpoints)
+		return -1;
+	a = (uint32_t)(zt_random(c->w) % left);
+	b = left > 1 ? (uint32_t)(zt_random(c->w) % (left - 1)) : a;
+	if (left > 1 && b >= a)
+		b++;
+	a = nth(c, a);
+	b = left > 1 ? nth(c, b) : a;
+	if (b != a && live_at(c, b) < live_at(c, a))
+		a = b;
+	c->tried[c->n_tried++] = a;
+	return a;
+}
+
+void zt_load_take(struct zt_conn *c, const struct zt_addr *endpoint)
+{
+	struct zt_load *l = find(c->w, endpoint);
+
+	zt_load_drop(c);
+	if (!l) {
+		l = calloc(1, sizeof(*l));
+		if (!l)
+			return; /* only the choice suffers */
+		l->addr = *endpoint;
+		if (zt_map_add(&c->w->loads, &l->node, zt_addr_hash(endpoint))) {
+			free(l);
+			return;
+		}
+	}
+	l->live++;
+	c->load = l;
+}
+
+void zt_load_drop(struct zt_conn *c)
+{
+	struct zt_load *l = c->load;
+
+	c->load = NULL;
+	if (!l || --l->live)
+		return;
+	zt_map_del(&c->w->loads, &l->node);
+	free(l);
+}

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's one Python door: ztunnel/csrc/zt.h through cffi.
+
+All of it belongs to one thread at a time (the event loop's). Calls drop the GIL while C runs; none waits for the
+network, connections() waits for the workers, at most a second. C copies what it is given before a call returns.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
+from types import TracebackType
+from typing import Any, Protocol, Self, cast
+
+from ztunnel.dataplane import _zt  # type: ignore[attr-defined]
+from ztunnel.dataplane.values import (
+    Addr,
+    CoreConfig,
+    Counters,
+    Direction,
+    Event,
+    Kind,
+    Path,
+    PodSpec,
+    Reason,
+    Tables,
+)
+
+EVENT_BATCH = 256
+ERROR_TEXT = 256
+
+
+class _Lib(Protocol):
+    """What the extension offers, for mypy. `Any` is a cffi pointer or struct: it ends in this module."""
+
+    zt_config_default: Callable[[Any], None]
+    zt_core_new: Callable[[Any, Any], int]
+    zt_core_start: Callable[[Any], int]
+    zt_core_stop: Callable[[Any], None]
+    zt_core_free: Callable[[Any], None]
+    zt_core_errno: Callable[[Any], int]
+    zt_core_set_sockets_map: Callable[[Any, int], int]
+    zt_core_set_flows_map: Callable[[Any, int], int]
+    zt_err_name: Callable[[int], Any]
+    zt_reason_name: Callable[[int], Any]
+    zt_identity_put: Callable[[Any, Any, Any, Any, Any, Any, int], int]
+    zt_identity_del: Callable[[Any, Any], int]
+    zt_tables_apply: Callable[[Any, Any, Any, int], int]
+    zt_pod_add: Callable[[Any, Any], int]
+    zt_pod_del: Callable[[Any, int, int], int]
+    zt_core_drain: Callable[[Any, int], int]
+    zt_event_fd: Callable[[Any], int]
+    zt_events_read: Callable[[Any, Any, int], int]
+    zt_connections: Callable[[Any, Any, int], int]
+    zt_counters: Callable[[Any, Any], int]
+    zt_core_live: Callable[[Any], int]
+
+
+lib = cast(_Lib, _zt.lib)
+ffi: Any = _zt.ffi
+
+# Lazy types are not safe to build on two threads at once (cffi #271): build all of them here, on the importing thread.
+for _name in ("config", "addr", "str", "event", "counters", "tables", "workload_row", "endpoint_row", "service_row"):
+    ffi.sizeof(f"struct zt_{_name}")
+for _name in ("pod_spec", "listener_spec"):
+    ffi.sizeof(f"struct zt_{_name}")
+
+
+class EngineError(Exception):
+    """The engine refused. `code` is enum zt_err."""
+
+    code = 0
+
+
+class OutOfMemory(EngineError):
+    code = 1
+
+
+class SystemCallFailed(EngineError):
+    code = 2
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.errno = number
+
+
+class InvalidArgument(EngineError):
+    code = 3
+
+
+class NotFound(EngineError):
+    code = 4
+
+
+class AlreadyThere(EngineError):
+    code = 5
+
+
+class StaleTables(EngineError):
+    code = 6
+
+
+class LimitReached(EngineError):
+    code = 7
+
+
+class CertificateRefused(EngineError):
+    code = 8
+
+
+class WrongState(EngineError):
+    code = 9
+
+
+_ERRORS: dict[int, type[EngineError]] = {
+    cls.code: cls
+    for cls in (
+        OutOfMemory,
+        InvalidArgument,
+        NotFound,
+        AlreadyThere,
+        StaleTables,
+        LimitReached,
+        CertificateRefused,
+        WrongState,
+    )
+}
+
+
+def _text(chars: Any) -> str:
+    return cast(bytes, ffi.string(chars)).decode("utf-8", "replace")
+
+
+def reason_name(reason: Reason) -> str:
+    """The engine's word for it, for people."""
+    return _text(lib.zt_reason_name(int(reason)))
+
+
+class _Arena:
+    """Keeps alive what C structures point at, for the length of one call."""
+
+    def __init__(self) -> None:
+        self._kept: list[Any] = []
+
+    def string(self, value: bytes | str) -> Any:
+        data = value.encode() if isinstance(value, str) else value
+        buffer = ffi.from_buffer("char[]", data)
+        self._kept.append(buffer)
+        return ffi.new("struct zt_str *", {"ptr": buffer, "len": len(data)})[0]
+
+    def array(self, c_type: str, size: int) -> Any:
+        made = ffi.new(f"{c_type}[]", size)
+        self._kept.append(made)
+        return made
+
+
+def _fill_addr(out: Any, ip: IPv4Address | IPv6Address, port: int = 0) -> None:
+    packed = ip.packed
+    ffi.memmove(out.ip, packed, len(packed))
+    out.port = port
+    out.family = ip.version
+
+
+def _addr(raw: Any) -> Addr | None:
+    match raw.family:
+        case 4:
+            return Addr(IPv4Address(bytes(ffi.buffer(raw.ip, 4))), raw.port)
+        case 6:
+            return Addr(IPv6Address(bytes(ffi.buffer(raw.ip, 16))), raw.port)
+        case _:
+            return None
+
+
+def _event(raw: Any) -> Event:
+    return Event(
+        id=raw.id,
+        pod_id=raw.pod_id,
+        kind=Kind(raw.kind),
+        direction=Direction(raw.direction),
+        path=Path(raw.path),
+        reason=Reason(raw.reason),
+        retries=raw.retries,
+        start_unix_us=raw.start_unix_us,
+        duration_us=raw.duration_us,
+        connect_us=raw.connect_us,
+        handshake_us=raw.handshake_us,
+        bytes_sent=raw.bytes_sent,
+        bytes_recv=raw.bytes_recv,
+        src=_addr(raw.src),
+        dst=_addr(raw.dst),
+        peer=_addr(raw.peer),
+        src_identity=_text(raw.src_identity),
+        dst_identity=_text(raw.dst_identity),
+        service=_text(raw.service),
+        detail=_text(raw.detail),
+    )
+
+
+class Core:
+    """The engine. start() makes the threads; close() (or leaving ``with``) stops and frees it."""
+
+    def __init__(self, config: CoreConfig) -> None:
+        arena = _Arena()
+        raw = ffi.new("struct zt_config *")
+        lib.zt_config_default(raw)
+        for field in CoreConfig.__dataclass_fields__:
+            value = getattr(config, field)
+            if field != "trust_domains" and value:
+                setattr(raw, field, value)
+        raw.trust_domains = arena.string(",".join(config.trust_domains))
+        out = ffi.new("struct zt_core **")
+        self._core: Any = None
+        self._check(lib.zt_core_new(raw, out))
+        self._core = ffi.gc(out[0], lib.zt_core_free)
+        self._event_fd = lib.zt_event_fd(self._core)
+        self._batch: Any = ffi.new("struct zt_event[]", EVENT_BATCH)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def start(self) -> None:
+        self._check(lib.zt_core_start(self._handle()))
+
+    def stop(self) -> None:
+        """Cut everything and join the threads. Events can still be read."""
+        if self._core is not None:
+            lib.zt_core_stop(self._core)
+
+    def close(self) -> None:
+        """Stop and free; again does nothing."""
+        if self._core is not None:
+            core, self._core = self._core, None
+            ffi.release(core)
+
+    @property
+    def event_fd(self) -> int:
+        """Readable when events wait. Owned by the engine."""
+        return self._event_fd
+
+    def read_events(self) -> list[Event]:
+        """A batch, empty when there are no more."""
+        count = lib.zt_events_read(self._handle(), self._batch, EVENT_BATCH)
+        return [_event(self._batch[i]) for i in range(count)]
+
+    def connections(self) -> list[Event]:
+        """Live application connections (kind LIVE, bytes and duration so far)."""
+        cap = EVENT_BATCH
+        while True:
+            rows = self._batch if cap == EVENT_BATCH else ffi.new("struct zt_event[]", cap)
+            total = lib.zt_connections(self._handle(), rows, cap)
+            self._check(min(total, 0))
+            if total <= cap:
+                return [_event(rows[i]) for i in range(total)]
+            cap = total + total // 4
+
+    def counters(self) -> Counters:
+        raw = ffi.new("struct zt_counters *")
+        self._check(lib.zt_counters(self._handle(), raw))
+        values: dict[str, Any] = {
+            name: getattr(raw, name) for name in Counters.__dataclass_fields__ if name != "reasons"
+        }
+        return Counters(**values, reasons=tuple(raw.reasons))
+
+    def live(self) -> int:
+        """Application connections and tunnels still open."""
+        return lib.zt_core_live(self._handle())
+
+    def put_identity(self, id: str, chain: bytes, key: bytes, roots: bytes) -> None:
+        """PEM. Raises CertificateRefused with the reason."""
+        arena = _Arena()
+        err = ffi.new("char[]", ERROR_TEXT)
+        name, pem_chain, pem_key, pem_roots = (arena.string(part) for part in (id, chain, key, roots))
+        self._check(lib.zt_identity_put(self._handle(), name, pem_chain, pem_key, pem_roots, err, ERROR_TEXT), err)
+
+    def del_identity(self, id: str) -> None:
+        self._check(lib.zt_identity_del(self._handle(), _Arena().string(id)))
+
+    def apply(self, tables: Tables) -> None:
+        """Raises StaleTables, or InvalidArgument naming the row; the old tables stay."""
+        arena = _Arena()
+        workloads = arena.array("struct zt_workload_row", len(tables.workloads))
+        for workload, out in zip(tables.workloads, workloads, strict=True):
+            _fill_addr(out.addr, workload.addr.ip)
+            out.protocol = 1 if workload.protocol == "HBONE" else 0
+            out.identity = arena.string(workload.identity)
+            out.uid = arena.string(workload.uid)
+        flat = [endpoint for service in tables.services for endpoint in service.endpoints]
+        endpoints = arena.array("struct zt_endpoint_row", len(flat))
+        for endpoint, out in zip(flat, endpoints, strict=True):
+            out.workload = endpoint.workload
+            out.port = endpoint.port
+        services = arena.array("struct zt_service_row", len(tables.services))
+        first = 0
+        for service, out in zip(tables.services, services, strict=True):
+            _fill_addr(out.vip, service.vip.ip, service.vip.port)
+            out.first_endpoint = first
+            out.n_endpoints = len(service.endpoints)
+            out.hostname = arena.string(service.hostname)
+            first += len(service.endpoints)
+        raw = ffi.new("struct zt_tables *")
+        raw.epoch = tables.epoch
+        raw.workloads, raw.n_workloads = workloads, len(tables.workloads)
+        raw.services, raw.n_services = services, len(tables.services)
+        raw.endpoints, raw.n_endpoints = endpoints, len(flat)
+        err = ffi.new("char[]", ERROR_TEXT)
+        self._check(lib.zt_tables_apply(self._handle(), raw, err, ERROR_TEXT), err)
+
+    def add_pod(self, spec: PodSpec) -> None:
+        """Takes the descriptors in `spec`; on failure they stay the caller's."""
+        arena = _Arena()
+        addresses = arena.array("struct zt_addr", len(spec.addresses))
+        for ip, out in zip(spec.addresses, addresses, strict=True):
+            _fill_addr(out, ip)
+        listeners = arena.array("struct zt_listener_spec", len(spec.listeners))
+        for listener, out in zip(spec.listeners, listeners, strict=True):
+            out.fd, out.port, out.family, out.kind = listener.fd, listener.port, listener.family, listener.kind
+        raw = ffi.new("struct zt_pod_spec *")
+        raw.id, raw.netns_fd, raw.netns_cookie = spec.id, spec.netns_fd, spec.netns_cookie
+        raw.addrs, raw.n_addrs = addresses, len(spec.addresses)
+        raw.identity, raw.uid = arena.string(spec.identity), arena.string(spec.uid)
+        raw.listeners, raw.n_listeners = listeners, len(spec.listeners)
+        raw.hbone_port = spec.hbone_port
+        self._check(lib.zt_pod_add(self._handle(), raw))
+
+    def del_pod(self, id: int, drain_ms: int) -> None:
+        self._check(lib.zt_pod_del(self._handle(), id, drain_ms))
+
+    def drain(self, deadline_ms: int) -> None:
+        self._check(lib.zt_core_drain(self._handle(), deadline_ms))
+
+    def set_sockets_map(self, fd: int) -> None:
+        """The map of struct qn_socket. Duplicated: `fd` stays the caller's."""
+        self._check(lib.zt_core_set_sockets_map(self._handle(), fd))
+
+    def set_flows_map(self, fd: int) -> None:
+        """The map of struct qn_flow. Duplicated: `fd` stays the caller's."""
+        self._check(lib.zt_core_set_flows_map(self._handle(), fd))
+
+    def _handle(self) -> Any:
+        if self._core is None:
+            raise WrongState("the engine is closed")
+        return self._core
+
+    def _check(self, result: int, text: Any = None) -> None:
+        if result >= 0:
+            return
+        code = -result
+        said = _text(text) if text is not None else ""
+        message = f"{_text(lib.zt_err_name(result))}{': ' + said if said else ''}"
+        if code == SystemCallFailed.code:
+            number = lib.zt_core_errno(self._core) if self._core is not None else errno.EIO
+            raise SystemCallFailed(f"{message}: {os.strerror(number)}", number)
+        raise _ERRORS.get(code, EngineError)(message)
