@@ -277,7 +277,7 @@ enum zt_action {
 enum zt_attr {
 	ZT_ATTR_PRINCIPAL = 0, /* the source's identity without "spiffe://" */
 	ZT_ATTR_NAMESPACE = 1, /* its namespace */
-	ZT_ATTR_ACCOUNT = 2,   /* its "<namespace>/<service account>" */
+	ZT_ATTR_ACCOUNT = 2,   /* "<namespace>/sa/<service account>", as it stands in the principal */
 	ZT_ATTR_SRC_IP = 3,
 	ZT_ATTR_DST_IP = 4,
 	ZT_ATTR_DST_PORT = 5,
