@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 STOP_GRACE_S = 3.0
 PARALLEL_PODS = 4
+READY_S = 40.0
 TICK_S = 5.0
 
 
@@ -105,7 +106,7 @@ class Supervisor:
         self._tasks.create_task(self._publish_loop())
         self._tasks.create_task(self._watch())
         self._tasks.create_task(self._housekeeping())
-        missing = await self.settle(60)
+        missing = await self.settle(READY_S)
         for line in missing:
             self._progress(f"not ready: {line}")
         self.phase = Phase.DEGRADED if missing else Phase.READY
