@@ -68,20 +68,20 @@ class Demo:
         scenario = Scenario(self.playground, self.playground.directory)
         pods = self.playground.pods()
         running = self.playground.restarts()
-        self._step(f"{len(pods)} pods on {len({pod.node for pod in pods.values()})} nodes are up, none in the mesh")
+        self.step(f"{len(pods)} pods on {len({pod.node for pod in pods.values()})} nodes are up, none in the mesh")
         with self._watched_link() as lost:
             before = [scenario.run(request, "before") for request in scenario.requests]
-            self._step(f"before the label: {_tally(before)}")
+            self.step(f"before the label: {_tally(before)}")
             download = self._label_under_download(scenario)
             after = [scenario.run(request, "after") for request in scenario.requests]
-            self._step(f"after the label: {_tally(after)}")
+            self.step(f"after the label: {_tally(after)}")
             proofs, certificates = self._identities(scenario)
-            self._step(f"{len(proofs)} ends of a live connection asked who is at the other one")
+            self.step(f"{len(proofs)} ends of a live connection asked who is at the other one")
             outside = [scenario.run(request, "outside") for request in scenario.outside]
-            self._step(f"pods outside the mesh: {_tally(outside)}")
+            self.step(f"pods outside the mesh: {_tally(outside)}")
         after_pods = self.playground.pods()
         flows = tuple(pcap.flows(self.capture_file))
-        self._step(f"wire between the nodes: {len(flows)} connections, {sum(f.size for f in flows)} payload bytes read")
+        self.step(f"wire between the nodes: {len(flows)} connections, {sum(f.size for f in flows)} payload bytes read")
         vips = self.playground.service_addresses()
         evidence = Evidence(
             outcomes=(*before, *after, *outside),
@@ -111,7 +111,7 @@ class Demo:
             capture_file=str(self.capture_file),
         )
 
-    def _step(self, text: str) -> None:
+    def step(self, text: str) -> None:
         self._say(f"{time.monotonic() - self._began:5.1f} s  {text}")
 
     @contextlib.contextmanager
@@ -143,7 +143,7 @@ class Demo:
             labelled = time.time()
             set_label(self.playground.directory / "namespaces.yaml", NAMESPACE, "enabled")
             captured = self.playground.wait_for("capture of the labelled pods", CAPTURE_S, self._not_captured)
-            self._step(f"label set: every pod of {NAMESPACE} captured {captured - labelled:.2f} s later")
+            self.step(f"label set: every pod of {NAMESPACE} captured {captured - labelled:.2f} s later")
             out, err = child.communicate(timeout=CARRIED_BYTES / RATE + 20)
         except subprocess.TimeoutExpired:
             return Download(secret, CARRIED_BYTES, "did not end in time", began, labelled, captured, time.time())
@@ -323,12 +323,7 @@ def _run(mesh: str, work: Path, say: Callable[[str], None]) -> Report:
     set_label(directory / "namespaces.yaml", NAMESPACE, None)
     playground = Playground(mesh, directory)
     run = Demo(playground, work, say)
-    try:
-        with (work / "up.log").open("wb") as log:
-            playground.up(log)
-    except CliError as error:
-        tail = (work / "up.log").read_text(errors="replace").splitlines()[-15:]
-        raise CliError("\n  ".join([str(error.message), *tail]), "qanat check") from error
+    playground.up(lambda _, text: run.step(text))
     return run.run()
 
 
@@ -336,11 +331,9 @@ def _clean(mesh: str, work: Path) -> None:
     """Whatever happens, and not to be cut short by an impatient second Ctrl-C."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with (work / "down.log").open("wb") as log:
-            Playground(mesh, work).down(log)
+        Playground(mesh, work).down()
     except CliError as error:
-        click.echo(f"warning: {error.message}: {(work / 'down.log').read_text(errors='replace').strip()}", err=True)
-        click.echo("  try: qanat down --purge", err=True)
+        click.echo(f"warning: {error.message}; try: qanat down --purge", err=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         signal.signal(signal.SIGINT, before)

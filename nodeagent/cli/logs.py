@@ -19,7 +19,7 @@ BLOCK = 1 << 16
 
 
 @click.command(epilog=examples(
-    "qanat logs                      # which logs there are", "qanat logs ztunnel-n1 -f", "qanat logs shop/web"
+    "qanat logs                      # which logs there are", "qanat logs ztunnel/n1 -f", "qanat logs shop/web"
 ))  # fmt: skip
 @click.argument("name", required=False)
 @click.option("--mesh", "-m", envvar="QANAT_MESH", default=DEFAULT_MESH, show_default=True, metavar="NAME")
@@ -27,7 +27,7 @@ BLOCK = 1 << 16
 @click.option("-f", "--follow", is_flag=True, help="Go on as lines come, until Ctrl-C.")
 @click.option("--tail", type=click.IntRange(min=0), default=100, show_default=True, help="Lines from the end.")
 def logs(name: str | None, mesh: str, run_dir: Path, follow: bool, tail: int) -> None:
-    """Print the log of a component (ztunnel-n1, controlplane...) or of a pod (namespace/name).
+    """Print the log of a component (ztunnel/n1, controlplane...) or of a pod (namespace/name).
 
     A part of the name is enough when only one log matches."""
     directory = find(mesh, None, run_dir).root / "logs"

@@ -4,9 +4,9 @@ mesh.json and the node programs' sockets."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,11 @@ from typing import IO, Any
 from nodeagent.cli.client import Program, ask, find
 from nodeagent.cli.errors import CliError
 from nodeagent.cli.pcap import IPAddress
-from nodeagent.playground import sandbox, state
+from nodeagent.playground import client, sandbox, state
+from nodeagent.playground.errors import PlaygroundError
 from nodeagent.playground.names import MeshPaths
 from nodeagent.playground.network import UPLINK
 
-UP_S = 90.0
-DOWN_S = 60.0
 POLL_S = 0.05
 
 
@@ -49,26 +48,25 @@ class Playground:
     def mesh(self) -> str:
         return self.paths.name
 
-    def up(self, log: IO[bytes]) -> None:
-        """Raises CliError with what `qanat up` said."""
-        self._qanat(["up", str(self.directory), "--mesh", self.mesh], log, UP_S)
-
-    def down(self, log: IO[bytes]) -> None:
-        """Also after a half-finished up."""
-        self._qanat(["down", "--mesh", self.mesh], log, DOWN_S)
-
-    def _qanat(self, arguments: Sequence[str], log: IO[bytes], seconds: float) -> None:
-        command = [sys.executable, "-m", "nodeagent.cli", *arguments]
+    def up(self, say: Callable[[float, str], None]) -> None:
+        """Raises CliError unless everything came up."""
         try:
-            # A session of its own: Ctrl-C is for the demo, which then takes the mesh down itself.
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, timeout=seconds,
-                start_new_session=True, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            raise NotInTime(f"qanat {arguments[0]} took longer than {seconds:g} s", f"see {log.name}") from error
-        if done.returncode:
-            raise CliError(f"qanat {arguments[0]} ended with {done.returncode}", f"see {log.name}")
+            client.launch(self.paths, self.directory, on_step=say)
+        except PlaygroundError as error:
+            raise CliError(str(error), "qanat check") from error
+        found = self.state()
+        if found.get("state") != "ready" or found.get("errors"):
+            problems = "; ".join(
+                [*found.get("errors", ()), *(f"pod {p['name']}: {p['why']}" for p in found["pods"] if p["why"])]
+            )
+            raise CliError(f"the mesh is {found.get('state')}: {problems}", "qanat check")
+
+    def down(self) -> None:
+        """Also after a half-finished up. Raises CliError."""
+        try:
+            asyncio.run(client.stop(self.paths))
+        except PlaygroundError as error:
+            raise CliError(str(error), "qanat down --purge") from error
 
     def state(self) -> dict[str, Any]:
         found = state.read(self.paths)

@@ -76,7 +76,8 @@ class CertificateRow:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionRow:
-    """``local``, ``remote``, ``target`` as istioctl shows them; bytes and age where the program tells."""
+    """One end of one: ``local`` is the client, ``target`` what it dialled (outbound) or what is served, ``remote`` the
+    endpoint or tunnel peer that was chosen."""
 
     node: str
     workload: str
@@ -85,12 +86,12 @@ class ConnectionRow:
     remote: str
     target: str
     protocol: str
-    src_identity: str = ""
-    dst_identity: str = ""
-    service: str = ""
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    age_s: float | None = None
+    src_identity: str
+    dst_identity: str
+    service: str
+    bytes_sent: int
+    bytes_received: int
+    age_s: float | None
 
 
 Merged = TypeVar("Merged", WorkloadRow, ServiceRow)
@@ -119,17 +120,25 @@ def certificates(dumps: Iterable[Answer]) -> list[CertificateRow]:
     return rows
 
 
-def connections(dumps: Iterable[Answer]) -> list[ConnectionRow]:
-    """From `workloadState`, the form that istioctl reads; our extra fields are used where they are."""
-    rows: list[ConnectionRow] = []
-    for answer in dumps:
-        for state in _list(answer.data, "workloadState"):
-            info = state.get("info") or {}
-            workload = f"{info.get('namespace', '?')}/{info.get('name', '?')}"
-            found = state.get("connections") or {}
-            for direction in ("inbound", "outbound"):
-                rows.extend(_connection(answer.node, workload, direction, one) for one in found.get(direction) or ())
+def connections(live: Iterable[Answer], dumps: Iterable[Answer]) -> list[ConnectionRow]:
+    """From /connections; pods' names are in the dumps' `workloadState`, by uid."""
+    names = {answer.node: _pod_names(answer.data) for answer in dumps}
+    rows = [
+        _connection(answer.node, names.get(answer.node, {}), one)
+        for answer in live
+        for one in answer.data or ()
+        if isinstance(one, Mapping)
+    ]
     return sorted(rows, key=lambda row: (row.node, row.workload, row.direction, row.local, row.remote))
+
+
+def _pod_names(dump: Any) -> dict[str, str]:
+    states = dump.get("workloadState") if isinstance(dump, Mapping) else None
+    return {
+        str(uid): f"{info.get('namespace', '?')}/{info.get('name', '?')}"
+        for uid, state in (states or {}).items()
+        if isinstance(info := state.get("info"), Mapping)
+    }
 
 
 def _merge(
@@ -222,19 +231,20 @@ def _certificate(node: str, raw: Mapping[str, Any]) -> Iterator[CertificateRow]:
         )
 
 
-def _connection(node: str, workload: str, direction: str, raw: Mapping[str, Any]) -> ConnectionRow:
+def _connection(node: str, names: Mapping[str, str], raw: Mapping[str, Any]) -> ConnectionRow:
+    pod = str(raw.get("pod", ""))
     return ConnectionRow(
         node=node,
-        workload=workload,
-        direction=direction.capitalize(),
+        workload=names.get(pod, pod),
+        direction=str(raw.get("direction", "")).capitalize(),
         local=str(raw.get("src", "")),
-        remote=str(raw.get("actualDst", "")),
-        target=str(raw.get("originalDst") or ""),
-        protocol=str(raw.get("protocol", "")),
+        remote=str(raw.get("peer") or raw.get("dst") or ""),
+        target=str(raw.get("dst") or ""),
+        protocol="HBONE" if raw.get("path") == "tunnel" else "TCP",
         src_identity=str(raw.get("srcIdentity") or ""),
         dst_identity=str(raw.get("dstIdentity") or ""),
         service=str(raw.get("service") or ""),
         bytes_sent=int(raw.get("bytesSent") or 0),
         bytes_received=int(raw.get("bytesRecv") or 0),
-        age_s=raw.get("durationS"),
+        age_s=raw["durationUs"] / 1e6 if "durationUs" in raw else None,
     )

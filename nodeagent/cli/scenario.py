@@ -25,7 +25,7 @@ _CURL = ["curl", "-sS", "--max-time", str(TIMEOUT_S), "-w", _SHOWN]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """``name`` is the service's too. ``command`` and ``check`` take the secret; ``check`` says what is wrong, if any."""
+    """``name`` is the service's too. ``command`` and ``check`` take the secret; ``check`` says what is wrong."""
 
     name: str
     namespace: str
@@ -126,7 +126,8 @@ class Scenario:
 def _load(path: Path) -> ModuleType:
     """The example's own server, for its description of what it sends."""
     spec = importlib.util.spec_from_file_location("shop_stream", path)
-    assert spec is not None and spec.loader is not None  # a .py file has both
+    assert spec is not None  # a .py file has both
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from nodeagent.cli import rows
 from nodeagent.cli.client import Answer, RunningMesh, ask, find, is_listening, unreachable
 from nodeagent.cli.errors import Exit
 from nodeagent.cli.render import Column, Format, age, console, dump, table
-from nodeagent.cli.views import CONFIG_DUMP, STATUS, examples, mesh_options
+from nodeagent.cli.views import CONFIG_DUMP, CONNECTIONS_PAGE, STATUS, examples, mesh_options
+from nodeagent.playground.identity import ProcessId
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,8 @@ def status(mesh: str, node: str | None, form: str, run_dir: Path) -> None:
 
     Ends with 1 if there is a problem and 3 if a program did not answer."""
     running = find(mesh, node, run_dir)
-    dumps, agents = ask(running, CONFIG_DUMP, STATUS)
-    found = assemble(running, dumps, agents, time.time())
+    dumps, agents, live = ask(running, CONFIG_DUMP, STATUS, CONNECTIONS_PAGE)
+    found = assemble(running, dumps, agents, live, time.time())
     chosen = Format(form)
     if chosen.is_data:
         click.echo(dump(found, chosen))
@@ -75,16 +75,18 @@ def status(mesh: str, node: str | None, form: str, run_dir: Path) -> None:
         console().print(table(NODES, found.nodes, wide=chosen is Format.WIDE))
         for problem in found.problems:
             click.secho(f"problem: {problem}", fg="red")
-    if unreachable((dumps, agents)):
+    if unreachable((dumps, agents, live)):
         raise SystemExit(Exit.PARTIAL)
     if found.problems:
         raise SystemExit(Exit.FAILED)
 
 
-def assemble(mesh: RunningMesh, dumps: Sequence[Answer], agents: Sequence[Answer], now: float) -> MeshStatus:
-    """``dumps`` and ``agents`` in the order of the nodes."""
+def assemble(
+    mesh: RunningMesh, dumps: Sequence[Answer], agents: Sequence[Answer], live: Sequence[Answer], now: float
+) -> MeshStatus:
+    """Answers in the order of the nodes; ``live``: their /connections."""
     certificates = rows.certificates(dumps)
-    connections = rows.connections(dumps)
+    connections = rows.connections(live, dumps)
     problems = _program_problems(mesh, dumps, agents)
     nodes = []
     for dump_answer, agent in zip(dumps, agents, strict=True):
@@ -138,23 +140,16 @@ def _program_problems(mesh: RunningMesh, dumps: Sequence[Answer], agents: Sequen
 
 def _supervisor_lives(root: Path) -> bool:
     try:
-        os.kill(int((root / "supervisor.pid").read_text().split()[0]), 0)
-    except PermissionError:
-        return True
-    except (OSError, ValueError, IndexError):
+        pid, start = map(int, (root / "supervisor.pid").read_text().split())
+    except (OSError, ValueError):
         return False
-    return True
+    return ProcessId(pid, start).is_alive
 
 
 def _config(root: Path) -> tuple[str, ...]:
-    """Directories the mesh was started from, as mesh.json has them."""
+    """The directory the mesh was started from, as mesh.json has it."""
     try:
         state = json.loads((root / "mesh.json").read_text())
     except (OSError, ValueError):
         return ()
-    for key in ("config", "directory", "directories", "dirs"):
-        if isinstance(value := state.get(key), str):
-            return (value,)
-        elif isinstance(value, list):
-            return tuple(map(str, value))
-    return ()
+    return (str(state["config"]),) if "config" in state else ()

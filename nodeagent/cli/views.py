@@ -20,6 +20,7 @@ from nodeagent.playground.names import DEFAULT_MESH, RUN_ROOT
 Command = TypeVar("Command", bound=Callable[..., Any])
 Row = TypeVar("Row")
 CONFIG_DUMP = (Program.ZTUNNEL, "/config_dump")
+CONNECTIONS_PAGE = (Program.ZTUNNEL, "/connections")
 STATUS = (Program.AGENT, "/status")
 
 
@@ -194,9 +195,9 @@ def connections(
     chosen = Format(form)
 
     def look() -> tuple[list[rows.ConnectionRow], Sequence[Answer]]:
-        (dumps,) = ask(running, CONFIG_DUMP)
+        live, dumps = ask(running, CONNECTIONS_PAGE, CONFIG_DUMP)
         return [
-            row for row in rows.connections(dumps)
+            row for row in rows.connections(live, dumps)
             if _is_in(namespace, row.workload.partition("/")[0]) and direction in (None, row.direction.lower())
         ], dumps  # fmt: skip
 
