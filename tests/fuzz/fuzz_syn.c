@@ -24,5 +24,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		abort();
 	if (zt_syn_reset(&syn, out) > ZT_SYN_MAX || !zt_syn_parse(out, 20, &again))
 		abort();
+	if (zt_syn_unreachable(&syn, out) > ZT_SYN_MAX || !zt_syn_parse(out, ZT_SYN_MAX, &again))
+		abort();
 	return 0;
 }

@@ -206,6 +206,16 @@ int zt_addr_from_sockaddr(struct zt_addr *a, const struct sockaddr_storage *ss)
 	return 0;
 }
 
+int zt_addr_of_socket(int fd, struct zt_addr *a)
+{
+	struct sockaddr_storage ss;
+	socklen_t len = sizeof(ss);
+
+	if (getsockname(fd, (struct sockaddr *)&ss, &len))
+		return -ZT_ESYS;
+	return zt_addr_from_sockaddr(a, &ss);
+}
+
 socklen_t zt_addr_to_sockaddr(const struct zt_addr *a, struct sockaddr_storage *ss)
 {
 	memset(ss, 0, sizeof(*ss));

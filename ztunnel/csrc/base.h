@@ -111,6 +111,7 @@ bool zt_addr_is_loopback(const struct zt_addr *a);
 uint64_t zt_addr_hash(const struct zt_addr *a);
 /* IPv4-mapped IPv6 becomes IPv4: one host has one spelling in the engine. */
 int zt_addr_from_sockaddr(struct zt_addr *a, const struct sockaddr_storage *ss);
+int zt_addr_of_socket(int fd, struct zt_addr *a); /* getsockname(): 0 or negative */
 socklen_t zt_addr_to_sockaddr(const struct zt_addr *a, struct sockaddr_storage *ss);
 /* "ip:port", "[v6]:port"; returns the length. */
 size_t zt_addr_format(const struct zt_addr *a, char out[ZT_ADDR_TEXT]);

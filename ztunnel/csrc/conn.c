@@ -26,6 +26,9 @@ static void on_timer(struct zt_timer *timer)
 	case ZT_C_WAIT_STATUS:
 		zt_outbound_failed(c, ZT_R_TIMEOUT, "no answer to CONNECT");
 		break;
+	case ZT_C_WAIT_CLIENT:
+		zt_conn_finish(c, ZT_R_CLIENT_RESET, "gave up before it was answered");
+		break;
 	default:
 		break;
 	}
@@ -42,9 +45,9 @@ static void end_ready(struct zt_io *io)
 		zt_conn_connected(c, zt_socket_error(io->fd));
 		return;
 	}
-	if (c->state != ZT_C_OPEN) { /* the client, while we set up: only a reset matters */
+	if (c->state != ZT_C_OPEN) { /* one end, while the other is set up: only a reset matters */
 		if (io->err)
-			zt_conn_finish(c, ZT_R_CLIENT_RESET, NULL);
+			zt_conn_finish(c, e == &c->client ? ZT_R_CLIENT_RESET : ZT_R_SERVER_RESET, NULL);
 		return;
 	}
 	if (c->path == ZT_PATH_TUNNEL)
@@ -112,8 +115,10 @@ void zt_conn_set_state(struct zt_conn *c, enum zt_conn_state s)
 		[ZT_C_NEW] = TO(WAIT_CERT) | TO(WAIT_TUNNEL) | TO(CONNECTING) | TO(OPEN) | TO(DONE),
 		[ZT_C_WAIT_CERT] = TO(WAIT_TUNNEL) | TO(DONE),
 		[ZT_C_WAIT_TUNNEL] = TO(WAIT_STATUS) | TO(NEW) | TO(DONE),
-		[ZT_C_WAIT_STATUS] = TO(OPEN) | TO(NEW) | TO(DONE),
-		[ZT_C_CONNECTING] = TO(OPEN) | TO(NEW) | TO(DONE), /* NEW: another endpoint is tried */
+		[ZT_C_WAIT_STATUS] = TO(WAIT_CLIENT) | TO(OPEN) | TO(NEW) | TO(DONE),
+		/* NEW: another endpoint is tried */
+		[ZT_C_CONNECTING] = TO(WAIT_CLIENT) | TO(OPEN) | TO(NEW) | TO(DONE),
+		[ZT_C_WAIT_CLIENT] = TO(OPEN) | TO(DONE),
 		[ZT_C_OPEN] = TO(DONE),
 		[ZT_C_DONE] = 0,
 	};
@@ -160,6 +165,10 @@ void zt_end_close(struct zt_conn *c, struct zt_end *e, bool reset)
 
 void zt_conn_opened(struct zt_conn *c)
 {
+	if (c->honest) {
+		zt_honest_answer(c);
+		return;
+	}
 	zt_conn_set_state(c, ZT_C_OPEN);
 	c->connect_us = c->w->loop.now_us - c->start_us;
 	c->client.io.writable = c->app.io.writable = true; /* nothing has been written yet */
@@ -228,6 +237,8 @@ void zt_conn_finish(struct zt_conn *c, enum zt_reason reason, const char *detail
 	if (c->state == ZT_C_WAIT_TUNNEL)
 		zt_pool_leave(c);
 	zt_conn_set_state(c, ZT_C_DONE);
+	if (c->honest)
+		zt_honest_end(c, reason);
 	zt_end_close(c, &c->client, reason != ZT_R_OK);
 	zt_end_close(c, &c->app, reason != ZT_R_OK);
 	if (c->tunnel)

@@ -98,13 +98,17 @@ struct zt_listen {
 	int fd;
 	uint16_t port;
 	uint16_t family;
+	uint32_t kind; /* LISTEN or WATCH */
 };
 
 struct zt_pod {
 	_Atomic uint32_t refs;      /* sockets may still be made inside */
 	_Atomic uint32_t listeners; /* workers that still accept; 0 = descriptors closed */
 	uint64_t id;
+	uint64_t netns_cookie;
 	int netns_fd;
+	int replay[2]; /* raw sockets that answer SYNs, IPv4 and IPv6; -1 = none */
+	bool honest;   /* some family's clients are answered when their destination has answered (honest.c) */
 	uint16_t hbone_port;
 	struct zt_addr *addrs;
 	size_t n_addrs;
@@ -126,6 +130,7 @@ struct zt_listener { /* one worker's view of a listening socket */
 	struct zt_podw *pod;
 	struct zt_timer pause;
 	uint16_t port;
+	uint16_t family;
 };
 
 struct zt_podw { /* one worker's view of a pod */
@@ -143,6 +148,7 @@ struct zt_podw { /* one worker's view of a pod */
 	bool dead;
 };
 
+void zt_listener_accept(struct zt_podw *p, uint16_t family); /* what waits on 15001 */
 int zt_podw_add(struct zt_worker *w, struct zt_pod *pod); /* takes the reference on success */
 void zt_podw_drain(struct zt_podw *p, bool remove, uint32_t drain_ms);
 void zt_podw_cut(struct zt_podw *p, enum zt_reason reason);
@@ -162,6 +168,7 @@ enum zt_conn_state {
 	ZT_C_WAIT_TUNNEL, /* outbound: a tunnel is being set up */
 	ZT_C_WAIT_STATUS, /* outbound: CONNECT sent */
 	ZT_C_CONNECTING,  /* TCP connect to app or plain destination */
+	ZT_C_WAIT_CLIENT, /* the upstream stands, the client is being answered (honest.c) */
 	ZT_C_OPEN,
 	ZT_C_DONE,
 	ZT_C_STATES,
@@ -212,6 +219,7 @@ struct zt_conn {
 	uint32_t tried[ZT_MAX_TRIES];
 	uint8_t n_tried;
 	struct zt_request *request;
+	struct zt_honest *honest; /* the client's connect() has not been answered yet */
 	struct zt_pool *pool; /* while waiting in one */
 	size_t touched_head, touched_tail; /* run in w->chunks, +1; 0 = none */
 	int64_t start_unix_us, start_us, connect_us, handshake_us;
@@ -246,6 +254,13 @@ void zt_inbound_accept(struct zt_listener *l, int fd, const struct zt_addr *src)
 void zt_inbound_plain_accept(struct zt_listener *l, int fd, const struct zt_addr *src);
 void zt_inbound_request(struct zt_conn *c, struct zt_request *r);
 void zt_conn_connected(struct zt_conn *c, int err); /* the dialled socket stands (err 0) or failed */
+
+/* --- honest.c ------------------------------------------------------------------------------------------------------------ */
+void zt_honest_readable(struct zt_io *io);                                        /* a watch socket has SYNs */
+void zt_honest_answer(struct zt_conn *c);                                         /* the upstream stands */
+void zt_honest_end(struct zt_conn *c, enum zt_reason reason);                     /* it does not, or never will */
+bool zt_honest_claim(struct zt_podw *p, int fd, const struct zt_addr *src);       /* takes fd if it was awaited */
+void zt_honest_mail(struct zt_podw *p, int fd, const struct zt_addr *src);        /* takes fd */
 
 /* --- balance.c ---------------------------------------------------------------------------------------------------------- */
 struct zt_load { /* live connections of this worker to one endpoint */
@@ -375,6 +390,7 @@ enum zt_msg_kind {
 	ZT_M_POD_DEL,
 	ZT_M_DRAIN,
 	ZT_M_LIST,
+	ZT_M_CLIENT, /* another worker accepted a socket that this one awaits */
 };
 
 struct zt_listing;
@@ -387,8 +403,10 @@ struct zt_msg {
 	struct zt_name *name;
 	struct zt_pod *pod;
 	struct zt_listing *listing;
+	struct zt_addr addr;
 	uint64_t id;
 	uint32_t ms;
+	int fd;
 };
 
 /* What goes through the ring: zt_event without its big arrays. */
@@ -528,6 +546,8 @@ struct zt_core {
 	BIO_METHOD *bio;
 	nghttp2_session_callbacks *client_cbs, *server_cbs;
 	_Atomic uint32_t event_signalled;
+	pthread_mutex_t pending_lock;
+	struct zt_map pending; /* zt_honest by pod and client port */
 	_Atomic uint64_t conns;
 	_Atomic uint64_t tunnels;
 	_Atomic uint64_t handshakes;

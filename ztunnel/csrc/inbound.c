@@ -7,16 +7,6 @@
 
 #include "engine.h"
 
-static int local_addr(int fd, struct zt_addr *out)
-{
-	struct sockaddr_storage ss;
-	socklen_t len = sizeof(ss);
-
-	if (getsockname(fd, (struct sockaddr *)&ss, &len))
-		return -ZT_ESYS;
-	return zt_addr_from_sockaddr(out, &ss);
-}
-
 static bool is_own_port(const struct zt_podw *p, uint16_t port)
 {
 	return port == ZT_PORT_OUTBOUND || port == ZT_PORT_INBOUND || port == ZT_PORT_HBONE || port == p->pod->hbone_port;
@@ -45,7 +35,7 @@ void zt_inbound_accept(struct zt_listener *l, int fd, const struct zt_addr *src)
 		zt_refuse(p, fd, ZT_INBOUND, ZT_R_LIMIT, src, NULL);
 		return;
 	}
-	t = want && !local_addr(fd, &local) ? zt_tunnel_new(p, true) : NULL;
+	t = want && !zt_addr_of_socket(fd, &local) ? zt_tunnel_new(p, true) : NULL;
 	if (!t) {
 		zt_refuse(p, fd, ZT_INBOUND, ZT_R_INTERNAL, src, &local);
 		return;
@@ -173,7 +163,7 @@ void zt_inbound_plain_accept(struct zt_listener *l, int fd, const struct zt_addr
 	struct zt_conn *c;
 
 	/* Dialled directly, or a port of the mesh itself. */
-	if (local_addr(fd, &dst) || (zt_addr_is_loopback(&dst) && dst.port == l->port) || is_own_port(p, dst.port)) {
+	if (zt_addr_of_socket(fd, &dst) || (zt_addr_is_loopback(&dst) && dst.port == l->port) || is_own_port(p, dst.port)) {
 		zt_refuse(p, fd, ZT_INBOUND, ZT_R_NO_ORIGINAL_DST, src, &dst);
 		return;
 	}
@@ -214,6 +204,8 @@ void zt_conn_connected(struct zt_conn *c, int err)
 		return;
 	}
 	zt_conn_opened(c);
+	if (c->state != ZT_C_OPEN) /* its client is still being answered */
+		return;
 	if (c->path == ZT_PATH_PLAIN) {
 		zt_splice_ready(c);
 		return;

@@ -45,6 +45,7 @@ static void out_of_descriptors(struct zt_listener *l)
 static void on_acceptable(struct zt_io *io)
 {
 	struct zt_listener *l = zt_container(io, struct zt_listener, io);
+	bool honest = l->pod->pod->honest;
 
 	for (int i = 0; i < ACCEPT_BATCH && io->fd >= 0; i++) {
 		struct sockaddr_storage ss;
@@ -65,7 +66,8 @@ static void on_acceptable(struct zt_io *io)
 		}
 		switch (l->port) {
 		case ZT_PORT_OUTBOUND:
-			zt_outbound_accept(l, fd, &src);
+			if (!honest || !zt_honest_claim(l->pod, fd, &src))
+				zt_outbound_accept(l, fd, &src);
 			break;
 		case ZT_PORT_INBOUND:
 			zt_inbound_plain_accept(l, fd, &src);
@@ -73,6 +75,19 @@ static void on_acceptable(struct zt_io *io)
 		default:
 			zt_inbound_accept(l, fd, &src);
 			break;
+		}
+	}
+}
+
+void zt_listener_accept(struct zt_podw *p, uint16_t family)
+{
+	zt_list_each(it, &p->listeners)
+	{
+		struct zt_listener *l = zt_container(it, struct zt_listener, link);
+
+		if (l->port == ZT_PORT_OUTBOUND && l->family == family && l->io.ready == on_acceptable) {
+			on_acceptable(&l->io);
+			return;
 		}
 	}
 }
@@ -125,9 +140,10 @@ int zt_podw_add(struct zt_worker *w, struct zt_pod *pod)
 		if (!l)
 			break;
 		l->io.fd = pod->listen[i].fd;
-		l->io.ready = on_acceptable;
+		l->io.ready = pod->listen[i].kind == ZT_SOCK_WATCH ? zt_honest_readable : on_acceptable;
 		l->pod = p;
 		l->port = pod->listen[i].port;
+		l->family = pod->listen[i].family;
 		zt_timer_init(&l->pause, on_pause_over);
 		zt_list_add(&p->listeners, &l->link);
 		if (zt_loop_add_level(&w->loop, &l->io, true))

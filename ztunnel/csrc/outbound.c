@@ -12,10 +12,7 @@
 
 static bool original_dst(struct zt_listener *l, int fd, struct zt_addr *dst)
 {
-	struct sockaddr_storage ss;
-	socklen_t len = sizeof(ss);
-
-	if (getsockname(fd, (struct sockaddr *)&ss, &len) || zt_addr_from_sockaddr(dst, &ss))
+	if (zt_addr_of_socket(fd, dst))
 		return false;
 	return !(dst->port == l->port && zt_addr_is_loopback(dst)); /* our own address: nobody redirected it */
 }
@@ -233,7 +230,7 @@ void zt_outbound_status(struct zt_conn *c, int status, const char *error)
 	if (status / 100 == 2) {
 		zt_conn_opened(c);
 		zt_conn_later(c);
-		if (c->deferred && c->client.io.readable)
+		if (c->state == ZT_C_OPEN && c->deferred && c->client.io.readable)
 			zt_stream_ready(c);
 		return;
 	}

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#define _GNU_SOURCE
 #include "syn.h"
 
 #include <errno.h>
 #include <linux/filter.h>
 #include <netinet/in.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -17,6 +17,8 @@
 #define FLAG_RST 0x04
 #define FLAG_ACK 0x10
 #define IPPROTO_OFF4 9
+#define ICMP_LEN 8
+#define ICMP_QUOTE 8 /* bytes of the segment an ICMP error brings back (RFC 792) */
 #define NEXT_OFF6 6
 
 static uint16_t get16(const uint8_t *p)
@@ -148,34 +150,63 @@ size_t zt_syn_replay(const struct zt_syn *syn, uint8_t *out)
 	return syn->len;
 }
 
-size_t zt_syn_reset(const struct zt_syn *syn, uint8_t *out)
+/* An answer to the SYN: a fresh header without options. Returns where the payload begins. */
+static size_t answer_header(const struct zt_syn *syn, uint8_t *out, uint8_t protocol, size_t payload)
 {
 	size_t ip = syn->src.family == 6 ? IP6_LEN : IP4_MIN;
-	size_t len = ip + TCP_MIN;
-	uint8_t *tcp = out + ip;
 
-	memset(out, 0, len);
+	memset(out, 0, ip);
 	if (syn->src.family == 6) {
 		out[0] = 6 << 4;
-		out[NEXT_OFF6] = IPPROTO_TCP;
+		out[NEXT_OFF6] = protocol;
 		out[7] = 64;
 		memcpy(out + 8, syn->dst.ip, 16);
 		memcpy(out + 24, syn->src.ip, 16);
 	} else {
 		out[0] = 4 << 4 | IP4_MIN / 4;
 		out[8] = 64;
-		out[IPPROTO_OFF4] = IPPROTO_TCP;
+		out[IPPROTO_OFF4] = protocol;
 		memcpy(out + 12, syn->dst.ip, 4);
 		memcpy(out + 16, syn->src.ip, 4);
 	}
-	ip_length(out, syn, len);
+	ip_length(out, syn, ip + payload);
+	return ip;
+}
+
+size_t zt_syn_reset(const struct zt_syn *syn, uint8_t *out)
+{
+	size_t ip = answer_header(syn, out, IPPROTO_TCP, TCP_MIN);
+	uint8_t *tcp = out + ip;
+
+	memset(tcp, 0, TCP_MIN);
 	put16(tcp, syn->dst.port);
 	put16(tcp + 2, syn->src.port);
 	put32(tcp + 8, syn->seq + 1); /* RFC 9293 3.10.7.1: <SEQ=0><ACK=SEG.SEQ+1><CTL=RST,ACK> */
 	tcp[12] = TCP_MIN / 4 << 4;
 	tcp[TCP_FLAGS] = FLAG_RST | FLAG_ACK;
 	tcp_checksum(&syn->dst, &syn->src, tcp, TCP_MIN);
-	return len;
+	return ip + TCP_MIN;
+}
+
+size_t zt_syn_unreachable(const struct zt_syn *syn, uint8_t *out)
+{
+	bool v6 = syn->src.family == 6;
+	size_t quote = (size_t)syn->tcp_off + ICMP_QUOTE;
+	size_t ip = answer_header(syn, out, v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP, ICMP_LEN + quote);
+	uint8_t *icmp = out + ip;
+	uint32_t sum = 0;
+
+	memset(icmp, 0, ICMP_LEN);
+	icmp[0] = v6 ? 1 : 3; /* destination unreachable */
+	icmp[1] = v6 ? 3 : 1; /* address; host */
+	memcpy(icmp + ICMP_LEN, syn->packet, quote);
+	if (v6) {
+		sum = IPPROTO_ICMPV6 + (uint32_t)(ICMP_LEN + quote);
+		sum = sum_add(sum, syn->src.ip, 16);
+		sum = sum_add(sum, syn->dst.ip, 16);
+	}
+	put16(icmp + 2, sum_fold(sum_add(sum, icmp, ICMP_LEN + quote)));
+	return ip + ICMP_LEN + quote;
 }
 
 #define LOAD_MARK BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (uint32_t)(SKF_AD_OFF + SKF_AD_MARK))
@@ -250,22 +281,14 @@ int zt_syn_watch(int fd, int family, uint16_t port)
 	return attach(fd, ip6, sizeof(ip6) / sizeof(ip6[0]));
 }
 
-int zt_syn_send(int fd, const struct zt_syn *syn, const uint8_t *pkt, size_t len)
+int zt_syn_send(int fd, const struct zt_addr *to, const uint8_t *pkt, size_t len)
 {
 	struct sockaddr_in to4 = { .sin_family = AF_INET };
 	struct sockaddr_in6 to6 = { .sin6_family = AF_INET6 };
-	const struct zt_addr *dst = &syn->dst;
-	ssize_t n;
+	const struct sockaddr *sa = to->family == 4 ? (struct sockaddr *)&to4 : (struct sockaddr *)&to6;
+	socklen_t sa_len = to->family == 4 ? sizeof(to4) : sizeof(to6);
 
-	/* A reset goes back to the client; both ends are addresses of this namespace. */
-	if (pkt[syn->src.family == 6 ? IP6_LEN + TCP_FLAGS : (pkt[0] & 15) * 4 + TCP_FLAGS] & FLAG_RST)
-		dst = &syn->src;
-	if (syn->src.family == 4) {
-		memcpy(&to4.sin_addr, dst->ip, 4);
-		n = sendto(fd, pkt, len, MSG_NOSIGNAL | MSG_DONTWAIT, (struct sockaddr *)&to4, sizeof(to4));
-	} else {
-		memcpy(&to6.sin6_addr, dst->ip, 16);
-		n = sendto(fd, pkt, len, MSG_NOSIGNAL | MSG_DONTWAIT, (struct sockaddr *)&to6, sizeof(to6));
-	}
-	return n == (ssize_t)len ? 0 : -ZT_ESYS;
+	memcpy(&to4.sin_addr, to->ip, 4);
+	memcpy(&to6.sin6_addr, to->ip, 16);
+	return sendto(fd, pkt, len, MSG_NOSIGNAL | MSG_DONTWAIT, sa, sa_len) == (ssize_t)len ? 0 : -ZT_ESYS;
 }

@@ -6,7 +6,8 @@
  *   - a classic filter on the 15001 listener drops every first SYN that does not carry ZT_SYN_MARK;
  *   - a packet socket on the pod's `lo` shows us the same SYN; we dial the destination;
  *   - it answered: the SYN is sent again, marked, and the kernel completes an ordinary handshake;
- *   - it refused: a RST answers the SYN, connect() fails with ECONNREFUSED;
+ *   - it refused: a RST answers the SYN, connect() fails with ECONNREFUSED; it cannot be reached: an ICMP message
+ *     does, connect() fails with EHOSTUNREACH;
  *   - it is silent: nobody answers; the client's own SYN retries decide when it has timed out.
  * A SYN we miss (queue full, ztunnel restarting) is repeated by the client's kernel, so nothing hangs on us.
  * Measured on 6.18: the handshake is complete, and the connection acceptable, when the replay's send() returns.
@@ -41,10 +42,12 @@ struct zt_syn {
  * first SYN in an unfragmented IPv4 or extension-free IPv6 packet; *out is untouched then. */
 int zt_syn_parse(const uint8_t *pkt, size_t len, struct zt_syn *out);
 
-/* Write the SYN again, or the RST that refuses it, checksums filled in. `out` holds ZT_SYN_MAX bytes.
- * Return the packet's length. */
+/* Write the SYN again, the RST that refuses it, or the ICMP message "host unreachable" (RFC 792; RFC 4443 "address
+ * unreachable"), checksums filled in. `out` holds ZT_SYN_MAX bytes. Return the packet's length. The first goes to
+ * syn->dst, the others to syn->src. */
 size_t zt_syn_replay(const struct zt_syn *syn, uint8_t *out);
 size_t zt_syn_reset(const struct zt_syn *syn, uint8_t *out);
+size_t zt_syn_unreachable(const struct zt_syn *syn, uint8_t *out);
 
 /* Make listener `fd` ignore unmarked SYNs; undo it. Return 0 or -ZT_ESYS. */
 int zt_syn_guard(int fd);
@@ -54,7 +57,7 @@ int zt_syn_unguard(int fd);
  * port `port`. Returns 0 or -ZT_ESYS. */
 int zt_syn_watch(int fd, int family, uint16_t port);
 
-/* Send `len` bytes of `pkt` from raw socket `fd` (IPPROTO_RAW) of syn's family. Returns 0 or -ZT_ESYS. */
-int zt_syn_send(int fd, const struct zt_syn *syn, const uint8_t *pkt, size_t len);
+/* Send `len` bytes of `pkt` from raw socket `fd` (IPPROTO_RAW) of the family of `to`. Returns 0 or -ZT_ESYS. */
+int zt_syn_send(int fd, const struct zt_addr *to, const uint8_t *pkt, size_t len);
 
 #endif

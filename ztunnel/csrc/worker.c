@@ -183,6 +183,8 @@ void zt_msg_free(struct zt_msg *m)
 		zt_pod_put(m->pod);
 	if (m->listing)
 		zt_listing_put(m->listing);
+	if (m->kind == ZT_M_CLIENT && m->fd >= 0)
+		zt_reset_fd(m->fd);
 	free(m);
 }
 
@@ -222,6 +224,10 @@ static void obey(struct zt_worker *w, struct zt_msg *m)
 		break;
 	case ZT_M_LIST:
 		list_conns(w, m->listing);
+		break;
+	case ZT_M_CLIENT:
+		zt_honest_mail(find_pod(w, m->id), m->fd, &m->addr);
+		m->fd = -1;
 		break;
 	}
 	zt_msg_free(m);
