@@ -86,23 +86,11 @@ class Ztunnel:
         self.pods.close()
 
     async def _follow_agent(self) -> None:
-        """Until an orderly end: then the connection goes at once, so that the agent turns to a successor. A successor
-        that is there already lets us keep it: deletions still concern us.
+        """To the very end: a successor is announced, and deletions concern us, while we drain.
 
         Not before there are tables: an engine without them takes every destination for one outside the mesh."""
         await self.feed.is_fed.wait()
-        following = asyncio.ensure_future(self.client.run())
-        ending = asyncio.ensure_future(self._shutdown.orderly.wait())
-        try:
-            await asyncio.wait((following, ending), return_when=asyncio.FIRST_COMPLETED)
-            if ending.done() and self.drainer.by_successor:
-                await following
-        finally:
-            for task in (following, ending):
-                task.cancel()
-            await asyncio.gather(following, ending, return_exceptions=True)
-        if following.done() and not following.cancelled() and (error := following.exception()):
-            raise error
+        await self.client.run()
 
     # --- what happens
 

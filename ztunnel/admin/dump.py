@@ -117,6 +117,7 @@ def _certificate(one: CertificateInfo) -> Json:
         "serialNumber": one.serial,
         "validFrom": _moment(one.not_before),
         "expirationTime": _moment(one.not_after),
+        "valid": one.not_before <= dt.datetime.now(dt.UTC) < one.not_after,
     }
 
 

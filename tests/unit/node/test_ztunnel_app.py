@@ -233,17 +233,19 @@ async def test_log_level_is_changed_while_running(running: Running) -> None:
     logging.getLogger().setLevel(before)
 
 
-async def test_ends_when_the_last_connection_has(running: Running) -> None:
+async def test_goes_on_accepting_until_the_last_connection_has_ended(running: Running) -> None:
     running.app.drainer._deadline_s = 60
     running.engine.open = [event(2, kind=Kind.LIVE)]
 
     assert (await running.get("/quitquitquit", post=True))[0] == 200
-    await eventually(lambda: running.engine.drained)
+    await eventually(lambda: running.app.drainer.is_draining)
+    assert not running.engine.drained
     assert not running.task.done()
     running.engine.open = []
 
     async with asyncio.timeout(5):
         await running.task
+    assert len(running.engine.drained) == 1
     assert not running.socket.exists()
 
 
@@ -254,4 +256,27 @@ async def test_ends_at_the_deadline_with_connections_left(running: Running) -> N
 
     async with asyncio.timeout(5):
         await running.task
-    assert running.engine.drained == [300]
+    assert running.engine.drained
+
+
+async def test_successor_ends_accepting_at_once_and_connections_finish(running: Running) -> None:
+    running.engine.open = [event(2, kind=Kind.LIVE)]
+
+    running.app.drainer.hand_over(60_000)
+
+    await eventually(lambda: running.engine.drained)
+    assert 59_000 < running.engine.drained[0] <= 60_000
+    assert not running.task.done()
+    running.engine.open = []
+    async with asyncio.timeout(5):
+        await running.task
+
+
+async def test_quick_end_waits_for_nobody(running: Running) -> None:
+    running.app.drainer._deadline_s = 60
+    running.engine.open = [event(2, kind=Kind.LIVE)]
+
+    running.shutdown.request_quick()
+
+    async with asyncio.timeout(2):
+        await running.task
