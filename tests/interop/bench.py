@@ -21,10 +21,9 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
-from ztunnel.dataplane._native import Core
-
 from perf.peers import envoy
 from perf.peers.certs import Leaf
+from ztunnel.dataplane._native import Core
 from ztunnel.dataplane.values import (
     Addr,
     CoreConfig,

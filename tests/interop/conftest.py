@@ -88,7 +88,7 @@ def client_side(authority: TestAuthority, directory: Path, identity: str, expect
 @pytest.fixture
 async def envoy_client(authority: TestAuthority, our_server: Engine, tmp_path: Path) -> AsyncIterator[Envoy]:
     config = client_side(authority, tmp_path, CLIENT_ID, SERVER_ID)
-    envoy = await Envoy.start(config, tmp_path, tmp_path / "access.log", port=bench.ECHO_PORT)
+    envoy = await Envoy.start(config, tmp_path, tmp_path / "access.log", port=7100)
     yield envoy
     envoy.stop()
 

@@ -133,6 +133,21 @@ async def test_half_close_is_end_stream_both_ways(accepted: asyncio.Queue[Peer])
     assert await client.rest() == b"the reply"
 
 
+async def test_server_that_finishes_first_still_hears_the_client(accepted: asyncio.Queue[Peer]) -> None:
+    client = await Client.dial(ECHO)
+    peer = await next_tunnel(accepted)
+    request = await peer.expect(HeadersFrame)
+    peer.send_headers(request.stream_id, OK)
+    peer.send(DataFrame(request.stream_id, b"welcome", flags=["END_STREAM"]))
+    greeting = await client.rest()
+
+    client.writer.write(b"still listening?")
+    client.writer.write_eof()
+
+    assert greeting == b"welcome"
+    assert await peer.data_until_end(request.stream_id) == b"still listening?"
+
+
 async def test_reset_of_the_stream_resets_the_application(accepted: asyncio.Queue[Peer]) -> None:
     client = await Client.dial(ECHO)
     peer = await next_tunnel(accepted)
