@@ -57,7 +57,7 @@ class Control:
         return web.json_response({"stopping": True})
 
     async def _restart(self, request: web.Request) -> web.Response:
-        self._find(request).restart()
+        self._supervisor.restart(self._find(request).name)
         return web.json_response({"restarting": request.match_info["component"]})
 
     async def _kill(self, request: web.Request) -> web.Response:

@@ -57,7 +57,7 @@ class Program:
         self.process: ProcessId | None = None
         self.started_at = 0.0
         self.finished = False
-        self._command = list(command)
+        self.command = list(command)
         self._env = dict(env)
         self._backoff = backoff
         self._again = again
@@ -93,7 +93,7 @@ class Program:
         started = time.monotonic()
         with self.log_file.open("ab") as out:
             child = await asyncio.create_subprocess_exec(
-                *self._command,
+                *self.command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -134,6 +134,10 @@ class Program:
         self._hurry.set()
         if self.process is not None:
             self.process.signal(signal.SIGTERM)
+
+    def retire(self) -> None:
+        """Goes on, but is not started again."""
+        self._stopping.set()
 
     def kill(self) -> None:
         if self.process is not None:

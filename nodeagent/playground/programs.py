@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import secrets
@@ -36,6 +37,7 @@ class NodePrograms:
         self._directory = directory
         self._changed = on_change
         self._running: dict[str, Program] = {}
+        self._numbers = itertools.count(1)
 
     def all(self) -> Iterable[Program]:
         return self._running.values()
@@ -68,6 +70,21 @@ class NodePrograms:
             for program in ("nodeagent", "ztunnel"):
                 command = [sys.executable, "-m", program, *mesh, "--node", node.name, *config]
                 self._add(tasks, f"{program}/{node.name}", command_inside(node.path, command))
+
+    def replace(self, tasks: asyncio.TaskGroup, name: str) -> bool:
+        """A second ztunnel takes over, the first ends when its connections have. False: it is not a running ztunnel."""
+        old = self._running.get(name)
+        if old is None or not name.startswith("ztunnel/") or not old.is_running:
+            return False
+        old.retire()
+        old.name = f"{name}:retired:{next(self._numbers)}"
+        self._running[old.name] = old
+        self._add(tasks, name, old.command)
+        return True
+
+    def forget_finished(self) -> None:
+        for name in [name for name, program in self._running.items() if program.finished and ":retired:" in name]:
+            del self._running[name]
 
     def _add(self, tasks: asyncio.TaskGroup, name: str, command: Sequence[str]) -> None:
         env = dict(os.environ)

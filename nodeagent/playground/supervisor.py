@@ -77,6 +77,17 @@ class Supervisor:
         """Everything supervised, pods' programs too."""
         return [*self._programs.all(), *(program for pod in self.pods.values() for program in pod.programs)]
 
+    def restart(self, name: str) -> bool:
+        """Without a gap where the program can be handed over from, else by ending it. False: no such program."""
+        assert self._tasks is not None
+        if self._programs.replace(self._tasks, name):
+            return True
+        for program in self.programs:
+            if program.name == name:
+                program.restart()
+                return True
+        return False
+
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Returns when stopped and nothing is left. Cancelling stops as well."""
         try:
@@ -282,6 +293,7 @@ class Supervisor:
             await asyncio.sleep(TICK_S)
             for program in self.programs:
                 program.trim_log()
+            self._programs.forget_finished()
             orphans = purge.reap_orphans(orphans)
 
     # --- the end

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -81,6 +82,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         for mesh in _OPEN:
             report.sections.append((f"mesh {mesh.paths.name}", mesh.log_tails()))  # type: ignore[attr-defined]
     return report  # type: ignore[return-value]
+
+
+def pytest_configure() -> None:
+    """A test holds both ends of its connections."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

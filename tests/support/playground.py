@@ -30,7 +30,7 @@ import yaml
 
 from nodeagent.playground import client as playground_client
 from nodeagent.playground import netns, sandbox, state
-from nodeagent.playground.names import MeshPaths
+from nodeagent.playground.names import BPF_ROOT, MeshPaths
 from nodeagent.playground.probes import socket_inside
 from tests.support.objects import Object
 from tests.support.sockets import Conn, Listener
@@ -244,7 +244,7 @@ class Playground:
         path = self.paths.log(component)
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def log_tails(self, lines: int = 15) -> str:
+    def log_tails(self, lines: int = 8) -> str:
         """For failure reports."""
         parts = []
         for path in sorted(self.paths.logs.glob("*.log")):
@@ -275,6 +275,19 @@ class Playground:
 
     def kill(self, component: str, number: signal.Signals = signal.SIGKILL) -> None:
         ask(self.paths.control, f"/kill/{component}?signal={number.name}", "POST")
+
+    def restart(self, component: str) -> None:
+        """As `qanat` does it: a ztunnel is succeeded, the rest ends and starts."""
+        ask(self.paths.control, f"/restart/{component}", "POST")
+
+    def map_entries(self, node: str, name: str) -> int:
+        """Of a pinned BPF map."""
+        found = list(BPF_ROOT.glob(f"{self.paths.name}-{node}/v*/maps/{name}"))
+        assert len(found) == 1, found
+        dump = subprocess.run(
+            ["bpftool", "-j", "map", "dump", "pinned", str(found[0])], capture_output=True, text=True, check=True
+        )
+        return len(json.loads(dump.stdout))
 
     def wait_restarted(self, component: str, old_pid: int, deadline_s: float = 15.0) -> int:
         def look() -> int | None:
