@@ -8,8 +8,10 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Iterable
 from enum import IntEnum
+from pathlib import Path
 
 _PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
@@ -43,6 +45,9 @@ class _Set(ctypes.Structure):
     _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
 
 
+CODE = (Path(__file__).parent.parent, Path(sys.prefix), Path(sys.base_prefix))
+"""Where our programs and their libraries are; modules are still imported after privileges are gone."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -73,6 +78,33 @@ def keep_only(wanted: Collection[Capability]) -> frozenset[Capability]:
         sets[half] = _Set(effective=part, permitted=part, inheritable=0)
     _check(_libc.capset(ctypes.byref(_Header(_CAPABILITY_VERSION_3, 0)), sets), "capset")
     return kept
+
+
+def closed_to_us(paths: Iterable[Path]) -> Path | None:
+    """The first directory or file on the way to or directly in `paths` that this user may not read by its mode alone:
+    root without CAP_DAC_READ_SEARCH is an ordinary user to files of others, as in a home directory of mode 0750."""
+    for path in paths:
+        place = path.absolute()
+        steps: list[Path] = [*reversed(place.parents), place, *(sorted(place.iterdir()) if place.is_dir() else ())]
+        for step in steps:
+            if not _is_open(step, way_through=step in place.parents):
+                return step
+    return None
+
+
+def _is_open(path: Path, *, way_through: bool) -> bool:
+    try:
+        stat = path.stat()
+    except OSError:
+        return True  # not there: no matter of privilege
+    wanted = 0o1 if way_through else 0o5 if path.is_dir() else 0o4
+    if stat.st_uid == os.geteuid():
+        shift = 6
+    elif stat.st_gid in (os.getegid(), *os.getgroups()):
+        shift = 3
+    else:
+        shift = 0
+    return stat.st_mode >> shift & wanted == wanted
 
 
 def no_new_privileges() -> None:

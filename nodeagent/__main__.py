@@ -74,7 +74,7 @@ def main(
         log_format=log_format,
     )
     try:
-        privileges.drop()
+        privileges.drop((*config.dirs, *config.status_dirs))
     except PrivilegeError as error:
         sys.exit(f"nodeagent: cannot give up privileges: {error}")
     from nodeagent.app import run  # after the drop: libraries start threads

@@ -116,7 +116,7 @@ def main(
         log_format=log_format,
     )
     try:
-        privileges.drop()
+        privileges.drop((*config.dirs, *config.status_dirs))
     except PrivilegeError as error:
         sys.exit(f"ztunnel: cannot give up privileges: {error}")
     from ztunnel.start import run  # after the drop: the engine and gRPC start threads

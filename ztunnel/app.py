@@ -58,7 +58,7 @@ class Ztunnel:
         self.pump = EventPump(
             engine, (self._access_log.on_events, self._series.on_events, self._latencies.on_events, self._on_events)
         )
-        self._exposition = Exposition(self._read_metrics, self._series, self._latencies, __version__)
+        self._exposition = Exposition(self._series, self._latencies, __version__)
 
     async def run(self) -> None:
         """Until drained. Every part outlives the failures of the others."""
@@ -143,8 +143,8 @@ class Ztunnel:
             agent_connected=self.client.is_connected,
         )
 
-    def metrics(self, accept: str) -> tuple[bytes, str]:
-        return self._exposition.page(accept)
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
+        return await asyncio.to_thread(self._exposition.page, self._read_metrics(), accept)
 
     def config_dump(self) -> dict[str, object]:
         snapshot = self.feed.snapshot

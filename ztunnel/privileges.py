@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+from collections.abc import Iterable
+from pathlib import Path
 
 from mesh import privileges
 from mesh.privileges import Capability
 
-KEPT = (Capability.SYS_ADMIN,)
+log = logging.getLogger(__name__)
+
+KEPT: tuple[Capability, ...] = (Capability.SYS_ADMIN,)
 """For setns(). It also covers writing to the socket-storage map it was given, where a kernel asks for CAP_BPF."""
 
 _TCP_ULP = 31
 
 
-def drop() -> frozenset[Capability]:
-    """Call before any thread is made. Returns what is left."""
+def drop(paths: Iterable[Path] = ()) -> frozenset[Capability]:
+    """Call before any thread is made. Returns what is left. `paths`: directories that will be read; when one of them
+    or our own code is closed to root as such, CAP_DAC_READ_SEARCH stays, with a warning."""
     privileges.raise_open_files()
     _load_kernel_tls()
-    kept = privileges.keep_only(KEPT)
+    wanted = KEPT
+    if closed := privileges.closed_to_us((*privileges.CODE, *paths)):
+        log.warning("keeping CAP_DAC_READ_SEARCH: %s is not readable for root without it", closed)
+        wanted = (*KEPT, Capability.DAC_READ_SEARCH)
+    kept = privileges.keep_only(wanted)
     privileges.no_new_privileges()
     privileges.hide_memory()
     return kept

@@ -39,7 +39,7 @@ class Views(Protocol):
     def not_ready(self) -> list[str]:
         """What is still awaited; empty = ready."""
 
-    def metrics(self, accept: str) -> tuple[bytes, str]:
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
         """(body, content type)."""
 
     def quit(self) -> None:
@@ -58,7 +58,7 @@ def _json(show: Callable[[], object]) -> Handler:
 
 def _metrics(views: Views) -> Handler:
     async def handler(request: web.Request) -> web.Response:
-        body, content_type = views.metrics(request.headers.get("Accept", ""))
+        body, content_type = await views.metrics(request.headers.get("Accept", ""))
         response = web.Response(body=body, headers={"Content-Type": content_type})
         response.enable_compression()
         return response

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -28,29 +28,22 @@ class Reading:
 
 
 class Exposition:
-    """`read` is called once per scrape, on the caller's thread."""
+    """Makes pages. A page of 20,000 sets of labels takes seconds, so page() may run on any thread."""
 
-    def __init__(self, read: Callable[[], Reading], series: TrafficSeries, latencies: Latencies, version: str) -> None:
-        self._read = read
+    def __init__(self, series: TrafficSeries, latencies: Latencies, version: str) -> None:
         self._series = series
         self._latencies = latencies
         self._version = version
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
 
-    def page(self, accept: str) -> tuple[bytes, str]:
+    def page(self, reading: Reading, accept: str) -> tuple[bytes, str]:
         """(body, content type) for an Accept header."""
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Once(self._collect(reading)))
+        ProcessCollector(registry=registry)
         encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        return encode(registry), content_type
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: registering must not scrape."""
-        return ()
-
-    def collect(self) -> Iterable[Metric]:
-        """Called by the registry."""
-        reading = self._read()
+    def _collect(self, reading: Reading) -> Iterable[Metric]:
         yield from _traffic(reading.cells)
         yield from _latencies(self._latencies)
         yield from _engine(reading.counters)
@@ -78,6 +71,20 @@ class Exposition:
         yield CounterMetricFamily(
             "qanat_connections_lost", "Connections whose end was seen without its event.", self._series.lost
         )
+
+
+class _Once:
+    """A collector for one page."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not collect."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
 
 
 def _traffic(cells: Sequence[Cell]) -> Iterable[Metric]:

@@ -62,6 +62,9 @@ class Cell:
     live: int = 0
     used_at: float = 0.0
 
+    def copy(self) -> Cell:
+        return Cell(self.labels, self.opened, self.closed, self.failed, self.sent, self.received, self.live)
+
 
 @dataclass(slots=True, eq=False)
 class _Live:
@@ -126,8 +129,8 @@ class TrafficSeries:
             cell.failed += 1
 
     def scrape(self, dump: Sequence[Event], closed_since: Iterable[Event]) -> list[Cell]:
-        """Bring live connections in and return all cells. `dump`: live connections; `closed_since`: the events read
-        after the dump was made, already given to on_events(): those connections are not live any more."""
+        """Bring live connections in and return copies of all cells. `dump`: live connections; `closed_since`: the
+        events read after the dump was made, already given to on_events(): those are not live any more."""
         now = self._clock()
         gone = {event.id for event in closed_since if event.kind is Kind.CLOSED}
         seen: set[int] = set()
@@ -142,7 +145,8 @@ class TrafficSeries:
             live.cell.closed += 1
             self.lost += 1
         self._evict(now)
-        return [*self._cells.values(), *([self._other] if self._other.opened else [])]
+        cells = [*self._cells.values(), *([self._other] if self._other.opened else [])]
+        return [cell.copy() for cell in cells]
 
     def _update(self, event: Event, now: float) -> None:
         live = self._live.get(event.id)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -110,3 +111,32 @@ def test_ztunnel_leaves_no_core_and_can_enter_a_namespace() -> None:
     assert status["dumpable"].strip() == "0"
     assert status["files"].strip() == "True"
     assert status["setns"].strip() == "0"
+
+
+@pytest.mark.parametrize("program", ["ztunnel", "nodeagent"])
+def test_files_of_another_user_stay_readable_only_where_they_must_be(program: str, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    mesh = home / "mesh"
+    mesh.mkdir(parents=True)
+    (mesh / "a.yaml").write_text("x")
+    for path in (mesh / "a.yaml", mesh, home):
+        os.chown(path, 12345, 12345)
+    code = f"""
+        import pathlib
+        from {program} import privileges
+        privileges.drop([pathlib.Path({str(mesh)!r})])
+        try:
+            print("file:", pathlib.Path({str(mesh / "a.yaml")!r}).read_text())
+        except PermissionError:
+            print("file: closed")
+        """
+    reading = mask(Capability.DAC_READ_SEARCH)
+
+    home.chmod(0o755)
+    ordinary = run(code)
+    home.chmod(0o750)
+    closed = run(code)
+
+    assert int(ordinary["CapEff"], 16) & reading == 0
+    assert int(closed["CapEff"], 16) & reading == reading
+    assert ordinary["file"].strip() == closed["file"].strip() == "x"
