@@ -113,8 +113,8 @@ class Authority:
 class Server:
     """An application: every accepted connection runs `app` in a thread."""
 
-    def __init__(self, ip: str, app: App, port: int = 0) -> None:
-        self._listener = socket.create_server((ip, port), backlog=1024)
+    def __init__(self, ip: str, app: App, port: int = 0, reuse_port: bool = False) -> None:
+        self._listener = socket.create_server((ip, port), backlog=1024, reuse_port=reuse_port)
         self.ip = ip
         self.port: int = self._listener.getsockname()[1]
         self.peers: list[tuple[str, int]] = []
@@ -227,8 +227,8 @@ class Rig:
     def ip(self, last: int) -> str:
         return f"{self.block}.7.{last}"
 
-    def listen(self, ip: str, port: int) -> socket.socket:
-        return socket.create_server((ip, port), backlog=1024)
+    def listen(self, ip: str, port: int, reuse_port: bool = False) -> socket.socket:
+        return socket.create_server((ip, port), backlog=1024, reuse_port=reuse_port)
 
     def pod(self, node: Node, ip: str, identity: str, *listeners: tuple[int, socket.socket]) -> int:
         """(what it is for, listening socket)..."""
@@ -253,8 +253,8 @@ class Rig:
         self.workloads[ip] = WorkloadRow(Addr(ip_address(ip), 0), "HBONE", identity, f"Kubernetes//Pod/shop/pod-{ip}")
         return self.pod(self.server, ip, identity, (15008, listener))
 
-    def app(self, ip: str, app: App = echo, port: int = 0) -> Server:
-        self.servers.append(Server(ip, app, port))
+    def app(self, ip: str, app: App = echo, port: int = 0, reuse_port: bool = False) -> Server:
+        self.servers.append(Server(ip, app, port, reuse_port))
         return self.servers[-1]
 
     def capture(self, ip: str, port: int) -> None:

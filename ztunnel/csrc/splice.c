@@ -90,24 +90,25 @@ static int pump(struct zt_conn *c, struct zt_end *from, struct zt_end *to, uint6
 	return from->io.readable;
 }
 
-/* An error on a socket nobody can read from now (its other side is full) is a reset all the same. */
-static bool was_reset(struct zt_conn *c, struct zt_end *e, struct zt_end *other)
+/* An error on a socket nobody can read from now (its other side is full) is a reset all the same. EPOLLHUP alone also
+ * means that FIN has gone both ways.
+ */
+static bool was_reset(const struct zt_end *e, const struct zt_end *other)
 {
 	if (!e->io.err || !(e->eof || other->out.bytes))
 		return false;
-	return zt_socket_error(e->io.fd) || !(e->eof && e->fin_sent);
-	(void)c;
+	return zt_socket_error(e->io.fd) || !e->fin_sent;
 }
 
 void zt_splice_ready(struct zt_conn *c)
 {
 	int out, in;
 
-	if (was_reset(c, &c->client, &c->app)) {
+	if (was_reset(&c->client, &c->app)) {
 		zt_conn_finish(c, ZT_R_CLIENT_RESET, NULL);
 		return;
 	}
-	if (was_reset(c, &c->app, &c->client)) {
+	if (was_reset(&c->app, &c->client)) {
 		zt_conn_finish(c, ZT_R_SERVER_RESET, NULL);
 		return;
 	}

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled form of authorization against the reference evaluator, and what it refuses to compile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from types import MappingProxyType
+from typing import TypeVar
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mesh.model.identity import Identity
+from mesh.model.policy import (
+    Action,
+    AuthorizationPolicy,
+    Condition,
+    Key,
+    MatchKind,
+    Mode,
+    Network,
+    Operation,
+    Peer,
+    PeerAuthentication,
+    Rule,
+    StringMatch,
+)
+from mesh.model.workload import Protocol, Workload, WorkloadUid
+from mesh.policy.evaluate import PolicySet, Request, evaluate
+from ztunnel.dataplane import policy_rows as rows
+from ztunnel.dataplane._native import InvalidArgument
+from ztunnel.dataplane.policy import compile_set, nothing_yet
+from ztunnel.dataplane.policyset import CompiledPolicies
+
+T = TypeVar("T")
+
+ROOT = "istio-system"
+NAMESPACES = ("shop", "bank", ROOT)
+ACCOUNTS = ("web", "db")
+PORTS = (80, 443, 8080)
+IPS = tuple(map(ip_address, ("10.1.0.1", "10.1.0.2", "10.2.0.1", "fd00::1", "fd00:1::1", "::ffff:10.1.0.1")))
+BLOCKS: tuple[Network, ...] = tuple(
+    map(ip_network, ("10.1.0.0/16", "10.1.0.1/32", "10.0.0.0/7", "0.0.0.0/0", "fd00::/31", "fd00::1/128", "::/0"))
+)
+LABELS = tuple(MappingProxyType(found) for found in ({}, {"app": "web"}, {"app": "db"}, {"app": "web", "v": "1"}))
+IDENTITIES = tuple(Identity(td, ns, sa) for td in ("cluster.local", "other") for ns in NAMESPACES for sa in ACCOUNTS)
+
+WORDS = ("cluster.local/ns/shop/sa/web", "cluster.local", "cluster.local/ns/", "/sa/db", "shop", "ban", "ystem", "k")
+
+
+def tuples(one: st.SearchStrategy[T], most: int = 2) -> st.SearchStrategy[tuple[T, ...]]:
+    return st.lists(one, max_size=most).map(tuple)
+
+
+strings = st.builds(StringMatch, st.sampled_from(MatchKind), st.sampled_from(WORDS)).map(
+    lambda match: replace(match, value="") if match.kind is MatchKind.PRESENCE else match
+)
+blocks = st.sampled_from(BLOCKS)
+ports = st.sampled_from(PORTS)
+accounts = st.tuples(st.sampled_from(NAMESPACES), st.sampled_from(ACCOUNTS))
+peers = st.builds(
+    Peer,
+    principals=tuples(strings),
+    not_principals=tuples(strings, 1),
+    namespaces=tuples(strings),
+    not_namespaces=tuples(strings, 1),
+    service_accounts=tuples(accounts),
+    not_service_accounts=tuples(accounts, 1),
+    ip_blocks=tuples(blocks),
+    not_ip_blocks=tuples(blocks, 1),
+)
+# Most rules of a real mesh ask for one thing only, and those are the ones the index files.
+plain_peers = st.one_of(
+    st.builds(Peer, principals=st.sampled_from(IDENTITIES).map(lambda i: (StringMatch.parse(str(i)[9:]),))),
+    st.builds(Peer, namespaces=st.sampled_from(NAMESPACES).map(lambda n: (StringMatch.parse(n),))),
+    st.builds(Peer, service_accounts=accounts.map(lambda account: (account,))),
+)
+operations = st.builds(Operation, ports=tuples(ports), not_ports=tuples(ports, 1))
+
+
+@st.composite
+def conditions(draw: st.DrawFn) -> Condition:
+    key = draw(st.sampled_from(Key))
+    values: st.SearchStrategy[StringMatch | Network | int]
+    match key:
+        case Key.SOURCE_IP | Key.DESTINATION_IP:
+            values = blocks
+        case Key.DESTINATION_PORT:
+            values = ports
+        case Key.SOURCE_NAMESPACE | Key.SOURCE_PRINCIPAL:
+            values = strings
+    return Condition(key, draw(tuples(values)), draw(tuples(values, 1)))
+
+
+@st.composite
+def policies(draw: st.DrawFn, number: int) -> AuthorizationPolicy:
+    rules = draw(
+        st.lists(
+            st.builds(
+                Rule,
+                name=st.just(""),
+                sources=tuples(st.one_of(plain_peers, peers)),
+                operations=tuples(operations),
+                conditions=tuples(conditions(), 1),
+                http=st.sampled_from(((), (), (), ("spec.rules[0].to[0].operation.methods",))),
+            ),
+            max_size=3,
+        )
+    )
+    return AuthorizationPolicy(
+        namespace=draw(st.sampled_from(NAMESPACES)),
+        name=f"p{number}",
+        action=draw(st.sampled_from(Action)),
+        rules=tuple(replace(rule, name=f"rules[{index}]") for index, rule in enumerate(rules)),
+        selector=draw(st.sampled_from(LABELS)),
+        dry_run=draw(st.sampled_from((False, False, True))),
+        rejected=draw(st.sampled_from(("", "", "spec.rules[1]"))),
+    )
+
+
+@st.composite
+def authentications(draw: st.DrawFn, number: int) -> PeerAuthentication:
+    selector = draw(st.sampled_from(LABELS))
+    levels = st.dictionaries(ports, st.sampled_from(Mode), max_size=2)
+    return PeerAuthentication(
+        namespace=draw(st.sampled_from(NAMESPACES)),
+        name=f"m{number}",
+        mode=draw(st.sampled_from(Mode)),
+        selector=selector,
+        ports=draw(levels) if selector else {},
+        created=draw(st.sampled_from(("", "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"))),
+    )
+
+
+@st.composite
+def policy_sets(draw: st.DrawFn) -> PolicySet:
+    count, modes = draw(st.integers(0, 7)), draw(st.integers(0, 3))
+    return PolicySet(
+        tuple(draw(policies(number)) for number in range(count)),
+        tuple(draw(authentications(number)) for number in range(modes)),
+    )
+
+
+requests = st.builds(
+    Request,
+    source=st.one_of(st.none(), st.sampled_from(IDENTITIES)),
+    source_ip=st.sampled_from(IPS),
+    namespace=st.sampled_from(NAMESPACES),
+    labels=st.sampled_from(LABELS),
+    ip=st.sampled_from(IPS[:5]),
+    port=ports,
+)
+
+
+def workload(request: Request) -> Workload:
+    return Workload(
+        uid=WorkloadUid("w"),
+        name="w",
+        namespace=request.namespace,
+        service_account="sa",
+        trust_domain="cluster.local",
+        node=None,
+        addresses=(request.ip,),
+        protocol=Protocol.HBONE,
+        captured=True,
+        labels=request.labels,
+    )
+
+
+def allow(**fields: tuple[StringMatch, ...]) -> AuthorizationPolicy:
+    return AuthorizationPolicy("shop", "p0", Action.ALLOW, (Rule("rules[0]", (Peer(**fields),)),))
+
+
+PLAINTEXT = Request(None, IPS[0], "shop", LABELS[1], IPS[1], 80)
+
+
+@settings(max_examples=250, deadline=None)
+@given(policy_sets(), st.lists(requests, min_size=1, max_size=6))
+@example(PolicySet((allow(not_principals=(StringMatch.parse("*"),)),)), [PLAINTEXT])
+@example(PolicySet((allow(principals=(StringMatch(MatchKind.PREFIX, ""),)),)), [PLAINTEXT])
+def test_compiled_form_gives_the_verdict_and_the_rule_of_the_reference(found: PolicySet, asked: list[Request]) -> None:
+    for request in asked:
+        with CompiledPolicies(compile_set(found, [workload(request)], 1)) as compiled:
+            verdict = compiled.evaluate(request.source, request.source_ip, request.ip, request.port)
+        expected = evaluate(found, request)
+
+        assert (verdict.allowed, verdict.rule) == (expected.allowed, expected.rule)
+        assert verdict.noted == expected.noted[:4]
+
+
+def rule(name: str, *tests: rows.TestRow) -> rows.RuleRow:
+    return rows.RuleRow(name, ((tests,),) if tests else ())
+
+
+HERE = (rows.GuardRow(IPS[1], (0,)),)
+ANY = rule("any")
+
+
+def test_unknown_destination_is_closed_before_the_first_policies() -> None:
+    with CompiledPolicies(nothing_yet(1)) as compiled:
+        verdict = compiled.evaluate(IDENTITIES[0], IPS[0], IPS[1], 80)
+
+    assert (verdict.allowed, verdict.rule) == (False, "no policy is known for this address")
+
+
+def test_refusal_names_the_first_policies_and_counts_the_rest() -> None:
+    names = tuple(rows.PolicyRow(f"shop/p{n}", rows.Action.ALLOW, 0, ()) for n in range(5))
+    with CompiledPolicies(rows.PolicyTables(1, True, 1, names, HERE)) as compiled:
+        verdict = compiled.evaluate(None, IPS[0], IPS[1], 80)
+
+    assert verdict.rule == "no rule of shop/p0, shop/p1, shop/p2 and 2 more allows it"
+
+
+def test_notes_are_the_first_by_row() -> None:
+    names = tuple(rows.PolicyRow(f"p{n}", rows.Action.NOTE, n % 2, (rule(f"n{n}"),)) for n in range(6))
+    guards = (rows.GuardRow(IPS[1], (1, 0)),)
+    with CompiledPolicies(rows.PolicyTables(1, True, 2, names, guards)) as compiled:
+        assert compiled.evaluate(None, IPS[0], IPS[1], 80).noted == ("n0", "n1", "n2", "n3")
+
+
+@pytest.mark.parametrize("identity", ["spiffe://td/ns/shop", "spiffe://td/ns//sa/x", "spiffe://td/ns/a/sa/b/c", "x"])
+def test_identity_of_another_shape_counts_as_none(identity: str) -> None:
+    anybody = rows.TestRow(rows.Attr.PRINCIPAL, False, (rows.ValueRow(rows.Match.PRESENT),))
+    names = (rows.PolicyRow("p", rows.Action.ALLOW, 0, (rule("anybody", anybody),)),)
+
+    class Odd:
+        def __str__(self) -> str:
+            return identity
+
+    with CompiledPolicies(rows.PolicyTables(1, True, 1, names, HERE)) as compiled:
+        assert not compiled.evaluate(Odd(), IPS[0], IPS[1], 80).allowed  # type: ignore[arg-type]
+        assert compiled.evaluate(IDENTITIES[0], IPS[0], IPS[1], 80).allowed
+
+
+def port_test(*values: rows.ValueRow) -> rows.TestRow:
+    return rows.TestRow(rows.Attr.DST_PORT, False, values)
+
+
+def bad_value(value: rows.ValueRow, attr: rows.Attr = rows.Attr.DST_PORT) -> rows.PolicyTables:
+    found = rows.PolicyRow("p", rows.Action.DENY, 0, (rule("r", rows.TestRow(attr, False, (value,))),))
+    return rows.PolicyTables(1, True, 1, (found,), HERE)
+
+
+@pytest.mark.parametrize(
+    ("tables", "text"),
+    [
+        (bad_value(rows.ValueRow(rows.Match.PORT)), "value is no port, row 0"),
+        (bad_value(rows.ValueRow(rows.Match.EXACT, "a")), "value of another kind than its test, row 0"),
+        (bad_value(rows.ValueRow(rows.Match.PORT, port=1), rows.Attr.SRC_IP), "value of another kind than its test"),
+        (bad_value(rows.ValueRow(rows.Match.BLOCK), rows.Attr.SRC_IP), "value is no block of addresses, row 0"),
+        (rows.PolicyTables(1, True, 1, (rows.PolicyRow("p", rows.Action.DENY, 1, ()),)), "unknown action or scope"),
+        (rows.PolicyTables(1, True, 1, (), (rows.GuardRow(IPS[0], (1,)),)), "scope out of range, row 0"),
+        (rows.PolicyTables(1, True, 1, (), (HERE[0], HERE[0])), "guard's address given twice, row 1"),
+        (rows.PolicyTables(1, True, 1, (rows.PolicyRow("p", rows.Action.DENY, 0, (rule("r", port_test()),)),)), "test"),
+    ],
+)
+def test_rows_that_make_no_sense_are_refused_by_number(tables: rows.PolicyTables, text: str) -> None:
+    with pytest.raises(InvalidArgument, match=text):
+        CompiledPolicies(tables)
+
+
+def test_ten_thousand_policies_compile_in_seconds_and_answer_alike() -> None:
+    sources = [StringMatch.parse(f"cluster.local/ns/ns-{n}/sa/web") for n in range(10_000)]
+    many = PolicySet(
+        tuple(
+            AuthorizationPolicy("shop", f"p{n}", Action.ALLOW, (Rule("rules[0]", (Peer(principals=(source,)),)),))
+            for n, source in enumerate(sources)
+        )
+    )
+    asked = Request(Identity("cluster.local", "ns-9999", "web"), IPS[0], "shop", LABELS[1], IPS[1], 80)
+
+    with CompiledPolicies(compile_set(many, [workload(asked)], 1)) as compiled:
+        verdict = compiled.evaluate(asked.source, asked.source_ip, asked.ip, asked.port)
+
+    assert (verdict.allowed, verdict.rule) == (True, "shop/p9999 rules[0]")
+
+
+def test_addresses_of_both_families_are_told_apart() -> None:
+    mapped = IPv6Address("::ffff:10.1.0.2")
+    with CompiledPolicies(rows.PolicyTables(1, True, 0, (), (rows.GuardRow(IPv4Address("10.1.0.2"), ()),))) as compiled:
+        assert compiled.evaluate(None, IPS[0], mapped, 80).allowed
+        assert not compiled.evaluate(None, IPS[0], IPv6Address("a01:2::"), 80).allowed
