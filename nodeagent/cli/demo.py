@@ -22,12 +22,12 @@ from typing import Any
 import click
 import yaml
 
-from nodeagent.cli import pcap, rows
+from nodeagent.cli import access, pcap, rows
 from nodeagent.cli.client import Answer, Program, ask, find
 from nodeagent.cli.errors import CliError, Exit
-from nodeagent.cli.evidence import Claim, Download, Evidence, Outcome, Proof, claims, count
-from nodeagent.cli.playground_client import Playground
-from nodeagent.cli.render import Column, Format, console, dump, table
+from nodeagent.cli.evidence import Claim, Download, Evidence, LogLine, Outcome, Proof, claims, count
+from nodeagent.cli.playground_client import Playground, end
+from nodeagent.cli.render import Column, Format, console, dump, emit, table
 from nodeagent.cli.scenario import Scenario, new_secret
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "shop"
@@ -35,10 +35,11 @@ LABEL = "qanat.io/mesh"
 NAMESPACE = "shop"
 CLIENT_NODE = "n1"
 RATE = 400_000
-CARRIED_BYTES = 2_400_000
-"""Six seconds at RATE: longer than a label takes to be followed, short enough for people who watch."""
+CARRIED_BYTES = 3_200_000
+"""Eight seconds at RATE: longer than a label takes to be followed on a busy machine, short enough to watch."""
 LIVE_BYTES = 1_200_000
 CAPTURE_S = 20.0
+FLUSH_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,28 @@ class Report:
     claims: tuple[Claim, ...]
     requests: tuple[dict[str, object], ...]
     identities: tuple[Proof, ...]
+    access_log: tuple[str, ...]
     label_to_captured_s: float
     duration_s: float
     capture_file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """The download that is open while the label comes."""
+
+    secret: str
+    began: float
+    child: subprocess.Popen[bytes]
+
+    def finish(self, scenario: Scenario, labelled: float, captured: float) -> Download:
+        try:
+            out, err = self.child.communicate(timeout=CARRIED_BYTES / RATE + 20)
+            problem = err.decode(errors="replace").strip() if self.child.returncode else ""
+            problem = problem or scenario.compare(out.decode(), self.secret, CARRIED_BYTES)
+        except subprocess.TimeoutExpired:
+            problem = "did not end in time"
+        return Download(self.secret, CARRIED_BYTES, problem, self.began, labelled, captured, time.time())
 
 
 class Demo:
@@ -72,14 +92,20 @@ class Demo:
         with self._watched_link() as lost:
             before = [scenario.run(request, "before") for request in scenario.requests]
             self.step(f"before the label: {_tally(before)}")
-            download = self._label_under_download(scenario)
-            after = [scenario.run(request, "after") for request in scenario.requests]
-            self.step(f"after the label: {_tally(after)}")
-            proofs, certificates = self._identities(scenario)
-            self.step(f"{len(proofs)} ends of a live connection asked who is at the other one")
-            outside = [scenario.run(request, "outside") for request in scenario.outside]
+            with self._download(scenario) as carried:
+                labelled, captured = self._label()
+                after = [scenario.run(request, "after") for request in scenario.requests]
+                self.step(f"after the label: {_tally(after)}")
+                proofs, certificates = self._identities(scenario)
+                self.step(f"{len(proofs)} ends of a live connection asked who is at the other one")
+                outside = [scenario.run(request, "outside") for request in scenario.outside]
+                self.step(f"pods outside the mesh: {_tally(outside)}")
+                download = carried.finish(scenario, labelled, captured)
+                self.step(f"the download opened before the label has ended: {download.problem or 'complete'}")
+            self._await_on_wire(outside[-1].secret)
             self.step(f"pods outside the mesh: {_tally(outside)}")
-        after_pods = self.playground.pods()
+        log = self._access_log(after)
+        after_pods, after_running = self.playground.pods(), self.playground.restarts()
         flows = tuple(pcap.flows(self.capture_file))
         self.step(f"wire between the nodes: {len(flows)} connections, {sum(f.size for f in flows)} payload bytes read")
         vips = self.playground.service_addresses()
@@ -94,10 +120,12 @@ class Demo:
             mesh_addresses=frozenset(a for pod in pods.values() if pod.namespace == NAMESPACE for a in pod.addresses),
             restarted=tuple(
                 sorted({f"{ns}/{name}" for (ns, name), pod in pods.items() if after_pods.get((ns, name)) != pod}
-                       | {name for name, was in running.items() if self.playground.restarts().get(name) != was})
+                       | {name for name, was in running.items() if after_running.get(name) != was})
             ),
             flows=flows,
+            capture=self.capture_file.read_bytes(),
             dropped=lost[0],
+            log=log,
         )  # fmt: skip
         found = claims(evidence)
         return Report(
@@ -106,6 +134,7 @@ class Demo:
             claims=tuple(found),
             requests=tuple(_shown(one, count(flows, one.secret)) for one in evidence.outcomes),
             identities=evidence.proofs,
+            access_log=tuple(line.text for line in log if line.service.startswith("web.") and line.mtls),
             label_to_captured_s=round(download.captured - download.labelled, 3),
             duration_s=round(time.monotonic() - self._began, 3),
             capture_file=str(self.capture_file),
@@ -121,7 +150,6 @@ class Demo:
         child = self.playground.capture_link(CLIENT_NODE, self.capture_file)
         try:
             yield lost
-            time.sleep(0.2)  # last packets are on their way from the ring to the file
         finally:
             child.send_signal(signal.SIGINT)
             try:
@@ -132,27 +160,33 @@ class Demo:
         dropped = re.search(rb"(\d+) packets dropped by kernel", said)
         lost.append(int(dropped[1]) if dropped else -1)
 
-    def _label_under_download(self, scenario: Scenario) -> Download:
-        secret = new_secret()
+    def _await_on_wire(self, secret: str) -> None:
+        """Packets take a while from tcpdump's ring to its file; once the last plain request is there, so is the rest.
+        In vain if it never crossed the wire in plain: then a claim fails."""
+        deadline = time.monotonic() + FLUSH_S
+        while secret.encode() not in self.capture_file.read_bytes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    @contextlib.contextmanager
+    def _download(self, scenario: Scenario) -> Iterator[Carried]:
+        """One that is well on its way when the block begins."""
+        secret, began = new_secret(), time.time()
         shopper = self.playground.pods()[NAMESPACE, "shopper"]
-        began = time.time()
         command = scenario.download_command(secret, CARRIED_BYTES, RATE)
         child = self.playground.popen(shopper, command, subprocess.PIPE)
         try:
-            time.sleep(0.5)  # the download is well on its way when the label comes
-            labelled = time.time()
-            set_label(self.playground.directory / "namespaces.yaml", NAMESPACE, "enabled")
-            captured = self.playground.wait_for("capture of the labelled pods", CAPTURE_S, self._not_captured)
-            self.step(f"label set: every pod of {NAMESPACE} captured {captured - labelled:.2f} s later")
-            out, err = child.communicate(timeout=CARRIED_BYTES / RATE + 20)
-        except subprocess.TimeoutExpired:
-            return Download(secret, CARRIED_BYTES, "did not end in time", began, labelled, captured, time.time())
+            time.sleep(0.5)
+            yield Carried(secret, began, child)
         finally:
-            child.kill()
-            child.wait()
-        problem = err.decode(errors="replace").strip() if child.returncode else ""
-        problem = problem or scenario.compare(out.decode(), secret, CARRIED_BYTES)
-        return Download(secret, CARRIED_BYTES, problem, began, labelled, captured, time.time())
+            end(child)
+
+    def _label(self) -> tuple[float, float]:
+        """When it was written, and when every pod was captured (Unix seconds)."""
+        labelled = time.time()
+        set_label(self.playground.directory / "namespaces.yaml", NAMESPACE, "enabled")
+        captured = self.playground.wait_for("capture of the labelled pods", CAPTURE_S, self._not_captured)
+        self.step(f"label set: every pod of {NAMESPACE} captured {captured - labelled:.2f} s later")
+        return labelled, captured
 
     def _not_captured(self, dumps: Sequence[Answer], statuses: Sequence[Answer]) -> str:
         """Every node must know every labelled pod as captured, serve its own, and have their certificates."""
@@ -185,9 +219,20 @@ class Demo:
                 )
                 proofs = [proof for answer in live for proof in _proofs(answer)]
         finally:
-            child.kill()
-            child.communicate()
+            end(child)
         return proofs, {identity: name for answer in dumps for identity, name in _names(answer)}
+
+    def _access_log(self, after: Sequence[Outcome]) -> tuple[LogLine, ...]:
+        """Lines are written a moment after a connection ends: wait for the last ones."""
+        deadline = time.monotonic() + FLUSH_S
+        while True:
+            log = tuple(access.read(self.playground.ztunnel_logs()))
+            seen = {(line.service.partition(".")[0], line.direction) for line in log}
+            missing = [one for one in after if not {(one.request, "outbound"), (one.request, "inbound")} <= seen]
+            is_plain_there = any(line.workload == "web" and not line.mtls for line in log)
+            if (not missing and is_plain_there) or time.monotonic() > deadline:
+                return log
+            time.sleep(0.1)
 
 
 def _identity(account: str) -> str:
@@ -264,12 +309,14 @@ CLAIMS: tuple[Column[Claim], ...] = (
 def _print(report: Report) -> None:
     out = console()
     out.print()
-    out.print(table(REQUESTS, report.requests))
+    emit(table(REQUESTS, report.requests))
     out.print()
     for proof in report.identities:
         click.echo(f"{proof.node} {proof.direction}: {proof.src_identity} -> {proof.dst_identity} ({proof.protocol})")
+    for line in report.access_log:
+        click.echo(f"\n{line}")
     out.print()
-    out.print(table(CLAIMS, report.claims))
+    emit(table(CLAIMS, report.claims))
     failed = sum(not claim.ok for claim in report.claims)
     click.echo(f"\n{len(report.claims) - failed} of {len(report.claims)} claims hold; {report.duration_s:.1f} s")
 

@@ -60,10 +60,24 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of a node's access log, the fields that matter here; ``service`` is the host name."""
+
+    node: str
+    direction: str
+    service: str
+    workload: str
+    src_identity: str
+    dst_identity: str
+    mtls: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """``expected``: the identities of client and server of the live connection. ``certificates``: identity to the name
     inside the certificate, read by openssl. ``mesh_addresses``: of the labelled pods. ``restarted``: pods that were not
-    the same before and after."""
+    the same before and after. ``capture``: the file that ``flows`` were read from, for what is in no flow."""
 
     outcomes: tuple[Outcome, ...]
     download: Download
@@ -75,8 +89,9 @@ class Evidence:
     mesh_addresses: frozenset[IPAddress]
     restarted: tuple[str, ...]
     flows: tuple[Flow, ...]
+    capture: bytes
     dropped: int
-    cut: tuple[str, ...] = ()
+    log: tuple[LogLine, ...]
 
 
 def count(flows: Sequence[Flow], secret: str) -> int:
@@ -97,9 +112,11 @@ def claims(seen: Evidence) -> list[Claim]:
         _only_tunnels(seen),
         _proved(seen),
         _certificates(seen),
+        _logged(seen, after),
         _same_addresses(seen, [*before, *after]),
         _all_worked("pods outside the mesh still talk, also with pods inside", outside),
         _readable("their traffic is plain, as before (so the wire was watched)", seen.flows, outside),
+        _logged_plain(seen),
         Claim("the capture of the wire is complete", seen.dropped == 0, f"{seen.dropped} packets missed by tcpdump"),
     ]
 
@@ -135,7 +152,7 @@ def _survived(download: Download, flows: Sequence[Flow]) -> Claim:
 
 
 def _hidden(seen: Evidence, after: Sequence[Outcome]) -> Claim:
-    found = {one.request: count(seen.flows, one.secret) for one in after}
+    found = {one.request: max(count(seen.flows, one.secret), seen.capture.count(one.secret.encode())) for one in after}
     carried = sum(flow.size for flow in _tunnels(seen))
     return Claim(
         "after the label no secret is anywhere on the wire",
@@ -175,11 +192,18 @@ def _proved(seen: Evidence) -> Claim:
         for one in seen.proofs
         if one.protocol == "HBONE" and (one.src_identity, one.dst_identity) == seen.expected
     }
-    shown = "; ".join(f"{p.node} {p.direction} {p.protocol}: {p.src_identity or '?'} -> {p.dst_identity or '?'}"
-                      for p in seen.proofs)  # fmt: skip
+    shown = [
+        f"{one.node} {one.direction}: {_short(one.src_identity)} to {_short(one.dst_identity)}" for one in seen.proofs
+    ]
     return Claim(
-        "both ends have proved who they are to each other", good == {"outbound", "inbound"}, shown or "nothing"
+        "both ends have proved who they are to each other",
+        good == {"outbound", "inbound"},
+        ", ".join(shown) or "no live tunnel was seen",
     )
+
+
+def _short(identity: str) -> str:
+    return identity.rpartition("/")[2] or "nobody"
 
 
 def _certificates(seen: Evidence) -> Claim:
@@ -190,6 +214,33 @@ def _certificates(seen: Evidence) -> Claim:
         have and not wrong,
         ", ".join(f"{who} says {name}" for who, name in wrong.items())
         or f"{len(seen.certificates)} leaf certificates read with openssl",
+    )
+
+
+def _logged(seen: Evidence, after: Sequence[Outcome]) -> Claim:
+    """Every tunnelled connection is two lines: one where it leaves, one where it arrives."""
+    proven = [line for line in seen.log if line.mtls and line.src_identity and line.dst_identity]
+    counts = {
+        one.request: tuple(
+            sum(line.service.partition(".")[0] == one.request and line.direction == way for line in proven)
+            for way in ("outbound", "inbound")
+        )
+        for one in after
+    }
+    shown = ", ".join(f"{name} {leaving}+{arriving}" for name, (leaving, arriving) in counts.items())
+    return Claim(
+        "access logs of both nodes have each connection, with both identities",
+        bool(counts) and all(leaving and arriving for leaving, arriving in counts.values()),
+        f"lines where it left + where it arrived: {shown or 'none'}",
+    )
+
+
+def _logged_plain(seen: Evidence) -> Claim:
+    lines = [line for line in seen.log if line.direction == "inbound" and not line.mtls and line.workload == "web"]
+    return Claim(
+        "a plain connection into the mesh is logged as plain",
+        bool(lines) and not any(line.src_identity for line in lines),
+        f"{len(lines)} inbound lines for web with mtls=false",
     )
 
 

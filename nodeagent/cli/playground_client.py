@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -95,6 +96,11 @@ class Playground:
             if "pod." in Path(program["log"]).name
         }
 
+    def ztunnel_logs(self) -> list[tuple[str, Path]]:
+        """Node and log file."""
+        names = ((program["name"].partition("/"), Path(program["log"])) for program in self.state()["programs"])
+        return [(node, path) for (program, _, node), path in names if program == "ztunnel"]
+
     def service_addresses(self) -> dict[tuple[str, str], tuple[str, ...]]:
         return {(one["namespace"], one["name"]): tuple(one["addresses"]) for one in self.state()["services"]}
 
@@ -102,12 +108,12 @@ class Playground:
         """A program inside a pod, as `qanat exec` starts it."""
         return subprocess.Popen(
             sandbox.enter(pod.sandbox_pid, command, "/"),
-            stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, env=_environment(),
+            stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, env=_environment(), start_new_session=True,
         )  # fmt: skip
 
     def capture_link(self, node: str, file: Path) -> subprocess.Popen[bytes]:
         """tcpdump on the node's link to the other nodes; returns once it listens. SIGINT ends it cleanly."""
-        command = ["tcpdump", "-i", UPLINK, "-n", "-U", "-B", "32768", "-s", "0", "-Z", "root", "-w", str(file), "tcp"]
+        command = ["tcpdump", "-i", UPLINK, "-n", "-U", "-B", "32768", "-s", "0", "-Z", "root", "-w", str(file)]
         child = subprocess.Popen(
             ["ip", "netns", "exec", self.paths.netns(node), *command],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
@@ -135,6 +141,13 @@ class Playground:
             if time.monotonic() > deadline:
                 raise NotInTime(f"{what}: not after {seconds:g} s: {why}", f"qanat logs --mesh {self.mesh}")
             time.sleep(POLL_S)
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """Kills what popen() started, with its children; nothing if it has ended."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+        child.communicate()
 
 
 def _environment() -> dict[str, str]:

@@ -61,6 +61,17 @@ def table(columns: Sequence[Column[Row]], rows: Sequence[Row], *, wide: bool = F
     return result
 
 
+def emit(drawn: Table) -> None:
+    """Print. Into a pipe without the blanks that fill the last column."""
+    out = console()
+    if out.is_terminal:
+        out.print(drawn)
+        return
+    with out.capture() as text:
+        out.print(drawn)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in text.get().splitlines()))
+
+
 def plain(value: Any) -> Any:
     """Dataclasses, enums and tuples as what JSON and YAML know."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -15,7 +15,7 @@ import click
 from nodeagent.cli import rows
 from nodeagent.cli.client import Answer, RunningMesh, ask, find, is_listening, unreachable
 from nodeagent.cli.errors import Exit
-from nodeagent.cli.render import Column, Format, age, console, dump, table
+from nodeagent.cli.render import Column, Format, age, dump, emit, table
 from nodeagent.cli.views import CONFIG_DUMP, CONNECTIONS_PAGE, STATUS, examples, mesh_options
 from nodeagent.playground.identity import ProcessId
 
@@ -72,7 +72,7 @@ def status(mesh: str, node: str | None, form: str, run_dir: Path) -> None:
     else:
         click.echo(f"mesh {found.mesh}: {', '.join(found.config) or 'configuration unknown'}")
         click.echo(f"supervisor {found.supervisor}, control plane {found.controlplane}")
-        console().print(table(NODES, found.nodes, wide=chosen is Format.WIDE))
+        emit(table(NODES, found.nodes, wide=chosen is Format.WIDE))
         for problem in found.problems:
             click.secho(f"problem: {problem}", fg="red")
     if unreachable((dumps, agents, live)):

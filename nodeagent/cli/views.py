@@ -14,7 +14,7 @@ from rich.live import Live
 from nodeagent.cli import rows
 from nodeagent.cli.client import Answer, Program, RunningMesh, ask, find, unreachable
 from nodeagent.cli.errors import EXIT_CODES, Exit
-from nodeagent.cli.render import Column, Format, age, console, dump, size, table
+from nodeagent.cli.render import Column, Format, age, console, dump, emit, size, table
 from nodeagent.playground.names import DEFAULT_MESH, RUN_ROOT
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -55,7 +55,7 @@ def show(
     if form.is_data:
         click.echo(dump({"mesh": mesh.name, key: found, "unreachable": _problems(silent)}, form))
     elif found:
-        console().print(table(columns, found, wide=form is Format.WIDE))
+        emit(table(columns, found, wide=form is Format.WIDE))
     elif len(silent) < sum(map(len, groups)):
         click.echo(nothing)
     report_silent(silent)
@@ -156,11 +156,15 @@ CERTS: tuple[Column[rows.CertificateRow], ...] = (
 @mesh_options
 @namespace_option
 def certs(mesh: str, node: str | None, form: str, run_dir: Path, namespace: str | None) -> None:
-    """Certificates each node holds for its own pods. Keys are never shown: they do not leave ztunnel."""
+    """Certificates each node holds for its own pods; -o wide, json and yaml have their issuers too.
+
+    Keys are never shown: they do not leave ztunnel."""
     running = find(mesh, node, run_dir)
     (dumps,) = ask(running, CONFIG_DUMP)
     inside = f"/ns/{namespace}/"
     found = [row for row in rows.certificates(dumps) if namespace is None or inside in row.identity]
+    if Format(form) is Format.TABLE:
+        found = [row for row in found if row.kind == "Leaf"]
     show(running, Format(form), "certificates", CERTS, found, (dumps,), "no certificates: no captured pods yet")
 
 

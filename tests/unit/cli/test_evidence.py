@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from nodeagent.cli import access
 from nodeagent.cli.demo import EXAMPLE, set_label
-from nodeagent.cli.evidence import Download, Evidence, Outcome, Proof, claims
+from nodeagent.cli.evidence import Download, Evidence, LogLine, Outcome, Proof, claims
 from nodeagent.cli.pcap import Flow, Stream
 
 SHOPPER, MEDIA, VISITOR = IPv4Address("10.0.1.1"), IPv4Address("10.0.2.1"), IPv4Address("10.0.1.9")
@@ -35,6 +36,10 @@ def proof(node: str, direction: str) -> Proof:
     return Proof(node, direction, "HBONE", "shopper", "media")
 
 
+def line(node: str, direction: str, *, mtls: bool = True) -> LogLine:
+    return LogLine(node, direction, "web.shop.svc", "web", "shopper" if mtls else "", "web" if mtls else "", mtls, "")
+
+
 GOOD = Evidence(
     outcomes=(outcome("web", "before"), outcome("web", "after"), outcome("visitor", "outside")),
     download=Download("secret-carried", 1000, "", began=10.0, labelled=11.0, captured=12.0, ended=14.0),
@@ -51,7 +56,9 @@ GOOD = Evidence(
         flow(SHOPPER, MEDIA, 15008, 12.5, TLS_UP, TLS_DOWN),
         flow(VISITOR, MEDIA, 8080, 13.0, b"GET secret-outside"),
     ),
+    capture=b"all packets",
     dropped=0,
+    log=(line("n1", "outbound"), line("n2", "inbound"), line("n2", "inbound", mtls=False)),
 )
 
 
@@ -93,6 +100,11 @@ NOT_TLS = flow(SHOPPER, MEDIA, 15008, 12.5, b"PRI * HTTP/2.0", b"answer")
             id="a secret leaked, on whatever connection",
         ),
         pytest.param(
+            {"capture": b"udp secret-after"},
+            "after the label no secret is anywhere on the wire",
+            id="a secret leaked in something that is not TCP",
+        ),
+        pytest.param(
             {"flows": (*GOOD.flows, EXTRA_PLAIN)},
             "between labelled pods there is only TLS 1.3 to port 15008",
             id="a connection beside the tunnel",
@@ -124,6 +136,14 @@ NOT_TLS = flow(SHOPPER, MEDIA, 15008, 12.5, b"PRI * HTTP/2.0", b"answer")
         ),
         pytest.param(
             {"certificates": {}}, "the certificates carry those identities, one each", id="no certificates seen"
+        ),
+        pytest.param(
+            {"log": (GOOD.log[0], GOOD.log[2])},
+            "access logs of both nodes have each connection, with both identities",
+            id="one node logged nothing",
+        ),
+        pytest.param(
+            {"log": GOOD.log[:2]}, "a plain connection into the mesh is logged as plain", id="plain is not logged"
         ),
         pytest.param({"restarted": ("shop/web",)}, "no pod was restarted or touched", id="a pod restarted"),
         pytest.param({"dropped": 3}, "the capture of the wire is complete", id="tcpdump missed packets"),
@@ -166,3 +186,16 @@ def test_labels_are_rewritten_without_touching_other_objects(tmp_path: Path) -> 
     assert without[0]["metadata"] == {"name": "shop", "labels": {}}
     assert again == list(yaml.safe_load_all((EXAMPLE / "namespaces.yaml").read_text()))
     assert [path.name for path in tmp_path.iterdir()] == ["namespaces.yaml"]
+
+
+def test_access_log_lines_are_read_back_and_half_written_ones_left_out(tmp_path: Path) -> None:
+    whole = (
+        '2026-01-01T00:00:00.000000Z\tinfo\taccess\tconnection complete\tsrc.addr=10.0.0.1:4 src.identity="spiffe://x/ns/a/sa/b"'
+        ' dst.service="web.shop.svc.cluster.local" dst.workload="we\\"b" direction="inbound" mtls=true reason=ok\n'
+    )
+    (tmp_path / "log").write_text("starting\n" + whole + whole[:120])
+
+    (found,) = access.read([("n1", tmp_path / "log")])
+
+    assert (found.node, found.direction, found.workload, found.mtls) == ("n1", "inbound", 'we"b', True)
+    assert found.src_identity == "spiffe://x/ns/a/sa/b"
