@@ -69,7 +69,10 @@ def plan(workloads: Iterable[Workload], observed: Iterable[ObservedPod], enrolle
     for workload in workloads:
         if not workload.captured or workload.network_mode is NetworkMode.HOST_NETWORK:
             continue
-        found = _wanted(workload, by_name.get((workload.namespace, workload.name)))
+        pod = by_name.get((workload.namespace, workload.name))
+        found = _wanted(workload, pod)
+        if isinstance(found, Waiting) and pod is not None and pod.uid in enrolled:
+            found = enrolled[pod.uid]  # still there, only not seen well just now: stays captured as it is
         if isinstance(found, Waiting):
             waiting.append(found)
         else:
@@ -80,13 +83,13 @@ def plan(workloads: Iterable[Workload], observed: Iterable[ObservedPod], enrolle
         new = wanted.get(uid)
         if new == old:
             continue
-        same_place = alive.get(uid) == old.netns_id
+        same_place = alive.get(uid) in (old.netns_id, None) and uid in alive
         if new is not None:
             why = "addresses or service account changed" if same_place else "network namespace replaced"
         elif uid not in alive:
             why = "pod is gone"
         else:
-            why = "no longer captured" if same_place else "network namespace is gone"
+            why = "no longer captured"
         unenroll.append(Unenroll(uid, drain=same_place, why=why))
     enroll = tuple(pod for uid, pod in wanted.items() if enrolled.get(uid) != pod)
     return Plan(tuple(unenroll), enroll, tuple(waiting))

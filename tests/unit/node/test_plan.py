@@ -83,6 +83,13 @@ def test_namespace_replaced_under_the_same_name_is_enrolled_anew() -> None:
     assert found.enroll[0].netns_id == (1, 101)
 
 
+def test_pod_that_is_not_seen_well_for_a_moment_stays_captured() -> None:
+    before = enrolled(wanted())
+
+    assert plan([WEB], [replace(POD, netns_id=None)], before) == Plan((), (), ())
+    assert plan([workload("web", "")], [POD], before) == Plan((), (), ())
+
+
 def test_new_pod_of_the_same_name_replaces_the_old() -> None:
     found = plan([WEB], [replace(POD, uid="uid-2", netns_id=(1, 101))], enrolled(wanted()))
 
