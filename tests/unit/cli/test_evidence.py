@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from nodeagent.cli import access
-from nodeagent.cli.demo import EXAMPLE, set_label
+from nodeagent.cli.demo import EXAMPLE
+from nodeagent.cli.demo_run import set_label
 from nodeagent.cli.evidence import Download, Evidence, LogLine, Outcome, Proof, claims
 from nodeagent.cli.pcap import Flow, Stream
 
