@@ -182,7 +182,7 @@ class _Reader:
 
     def texts(self) -> Mapping[str, str]:
         for key, value in self.mapping().items():
-            if not isinstance(key, str) or not isinstance(value, str):
+            if not isinstance(value, str):
                 raise self.at(str(key)).error(f"expected text, found {_kind(value)} (quote it)")
         return MappingProxyType(dict(self.mapping()))
 

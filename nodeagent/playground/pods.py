@@ -126,7 +126,7 @@ class Pod:
         if container.readiness is None:
             self._set(running, ready=True)
         watchers = [
-            asyncio.ensure_future(self._repeat(probe, alive, act))
+            asyncio.ensure_future(self._repeat(probe, alive, act, impatient=probe is container.readiness))
             for probe, act in (
                 (container.readiness, lambda ok, why: self._set(running, ready=ok, why=why)),
                 (container.liveness, lambda ok, why: None if ok else self._unhealthy(running, why)),
@@ -160,19 +160,22 @@ class Pod:
             await asyncio.gather(watcher, return_exceptions=True)
         return passed.is_set()
 
-    async def _repeat(self, probe: Probe, alive: Callable[[], bool], act: Callable[[bool, str], None]) -> None:
-        """The first second is looked at more often than asked: people wait for pods to become ready."""
+    async def _repeat(
+        self, probe: Probe, alive: Callable[[], bool], act: Callable[[bool, str], None], *, impatient: bool = True
+    ) -> None:
+        """Until the run ends. ``impatient``: while it has not passed yet it is also tried between its periods (people
+        wait for pods to become ready); those tries count only when they pass."""
         await asyncio.sleep(probe.initial_delay_s)
         judge = probes.Judge(probe, passing=False)
-        quick = 0.1
+        early = 0.1
         while alive():
             why = await probes.check(probe, self.node.path, self.addresses[0], self._exec)
+            if why and impatient and not judge.passing and early < probe.period_s:
+                await asyncio.sleep(early)
+                early *= 1.3
+                continue
             if judge.note(why == ""):
                 act(judge.passing, why)
-            elif why and quick < probe.period_s and not judge.passing:
-                await asyncio.sleep(quick)
-                quick *= 1.5
-                continue
             await asyncio.sleep(probe.period_s)
 
     async def _exec(self, command: Sequence[str]) -> int:
@@ -198,12 +201,14 @@ class Pod:
         for running in self._containers:
             self._set(running, ready=False, why="terminating")
 
-    async def stop(self, network: Network, grace_s: float | None = None) -> None:
-        """Programs get SIGTERM and the grace period; then all goes, wires first."""
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Programs get SIGTERM and the grace period, then all processes are gone. The wires stay, see `unplug`."""
         self.mark_stopping()
         grace = self.spec.grace_s if grace_s is None else grace_s
         await asyncio.gather(*(c.program.stop(grace) for c in self._containers))
         await self.sandbox.stop()
+
+    async def unplug(self, network: Network) -> None:
         if not self.spec.host_network:
             await network.remove_pod(self.node, self.network)
 

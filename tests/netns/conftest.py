@@ -81,7 +81,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if call.when == "call" and call.excinfo is not None:
         for mesh in _OPEN:
             report.sections.append((f"mesh {mesh.paths.name}", mesh.log_tails()))  # type: ignore[attr-defined]
-    return report  # type: ignore[return-value]
+    return report
 
 
 def pytest_configure() -> None:

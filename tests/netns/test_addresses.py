@@ -12,9 +12,7 @@ from tests.support.playground import Playground, until
 from tests.support.sockets import DEADLINE_S, Conn, echo, serving
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["IPv4", "IPv6"])
-MESHED_PAIRS = pytest.mark.parametrize(
-    "server", ["town/server", "town/neighbour"], ids=["across-nodes", "same-node"]
-)
+MESHED_PAIRS = pytest.mark.parametrize("server", ["town/server", "town/neighbour"], ids=["across-nodes", "same-node"])
 
 
 @FAMILIES
@@ -64,9 +62,7 @@ async def test_tunnel_log_has_both_identities(town: Playground, port: int, famil
 
 
 @FAMILIES
-async def test_unlabelled_client_reaches_labelled_server_in_plaintext(
-    town: Playground, port: int, family: int
-) -> None:
+async def test_unlabelled_client_reaches_labelled_server_in_plaintext(town: Playground, port: int, family: int) -> None:
     client_pod, server_pod = town.pod("wild/visitor"), town.pod("town/server")
     with server_pod.listen(port) as listener:
         with await client_pod.dial(server_pod.address(family), port) as client, await listener.accept() as accepted:
