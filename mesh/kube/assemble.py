@@ -14,10 +14,12 @@ from mesh.kube.objects import (
     ObjectRef,
     Opt,
     PodObject,
+    PolicyObject,
     ServiceObject,
     SliceObject,
 )
 from mesh.kube.settings import TranslateSettings
+from mesh.model.policy import Policy
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import (
     Endpoint,
@@ -55,9 +57,10 @@ class Assembly:
     endpoints: Mapping[ServiceKey, tuple[Endpoint, ...]]
     namespaces: tuple[Namespace, ...]
     conflicts: tuple[Conflict, ...]
+    policies: tuple[Policy, ...] = ()
 
     def snapshot(self, epoch: int) -> MeshSnapshot:
-        return MeshSnapshot.build(epoch, self.workloads, self.services, self.endpoints, self.namespaces)
+        return MeshSnapshot.build(epoch, self.workloads, self.services, self.endpoints, self.namespaces, self.policies)
 
 
 def pod_uid(settings: TranslateSettings, namespace: str, name: str) -> WorkloadUid:
@@ -70,6 +73,7 @@ def assemble(objects: Iterable[KubeObject], settings: TranslateSettings) -> Asse
     pods: list[PodObject] = []
     services: list[ServiceObject] = []
     slices: list[SliceObject] = []
+    policies: list[Policy] = []
     for item in objects:
         match item:
             case NamespaceObject():
@@ -80,6 +84,8 @@ def assemble(objects: Iterable[KubeObject], settings: TranslateSettings) -> Asse
                 services.append(item)
             case SliceObject():
                 slices.append(item)
+            case PolicyObject():
+                policies.append(item.policy)
             case _:
                 pass
     pods.sort(key=lambda pod: pod.ref)
@@ -98,6 +104,7 @@ def assemble(objects: Iterable[KubeObject], settings: TranslateSettings) -> Asse
         endpoints=endpoints_by_service(found, pods, workloads, slices),
         namespaces=tuple(named.values()),
         conflicts=tuple(conflicts),
+        policies=tuple(policies),
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from mesh.kube.fields import Path, path_text
+from mesh.model.policy import Policy
 from mesh.model.workload import IPAddress, ServicePort
 
 
@@ -116,4 +118,23 @@ class SliceObject:
     endpoints: tuple[SliceEndpoint, ...]
 
 
-KubeObject = NamespaceObject | PlainObject | PodObject | ServiceObject | SliceObject
+@dataclass(frozen=True, slots=True)
+class PolicyObject:
+    ref: ObjectRef
+    policy: Policy
+
+
+KubeObject = NamespaceObject | PlainObject | PodObject | PolicyObject | ServiceObject | SliceObject
+
+
+class ObjectError(ValueError):
+    """An object that cannot be used. ``ref`` is None when not even its name could be read. ``stand_in`` is what must
+    count in its place where no earlier version of it is known: without it more would be allowed than was asked for."""
+
+    def __init__(self, ref: ObjectRef | None, path: Path, message: str, stand_in: KubeObject | None = None) -> None:
+        where = path_text(path)
+        super().__init__(": ".join(part for part in (str(ref) if ref else "", where, message) if part))
+        self.ref = ref
+        self.path = path
+        self.message = message
+        self.stand_in = stand_in

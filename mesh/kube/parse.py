@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from mesh.kube.fields import Field, FieldError, Path, path_text
+from mesh.kube.fields import Field, FieldError, Path
 from mesh.kube.objects import (
     KubeObject,
     NamespaceObject,
@@ -20,6 +20,8 @@ from mesh.kube.objects import (
     SliceEndpoint,
     SliceObject,
 )
+from mesh.kube.objects import ObjectError as ObjectError
+from mesh.kube.policy import GROUP, WAYPOINT_KINDS, parse_policy
 from mesh.kube.settings import Labels
 from mesh.model.workload import IPAddress, ServicePort
 
@@ -30,17 +32,6 @@ SLICE_SERVICE_LABEL = "kubernetes.io/service-name"
 MAX_LIST = 100_000
 
 _NO_PORTS: Mapping[str, int] = MappingProxyType({})
-
-
-class ObjectError(ValueError):
-    """An object that cannot be used. ``ref`` is None when not even its name could be read."""
-
-    def __init__(self, ref: ObjectRef | None, path: Path, message: str) -> None:
-        where = path_text(path)
-        super().__init__(": ".join(part for part in (str(ref) if ref else "", where, message) if part))
-        self.ref = ref
-        self.path = path
-        self.message = message
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +66,8 @@ def parse_object(raw: object, labels: Labels = Labels.QANAT) -> KubeObject | Ign
         root = Field(raw)
         kind = root.get("kind").text()
         version = root.get("apiVersion").text()
+        if version.rpartition("/")[0] == GROUP and kind not in WAYPOINT_KINDS:
+            return parse_policy(raw)
         known = _KINDS.get((version.rpartition("/")[0], kind))
         if known is None or version.rpartition("/")[2] != "v1":
             return Ignored(f"{version} {kind}", "the mesh does not read this kind")

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""security.istio.io objects to policies. Strict: a misspelt or empty clause would let more through: an error."""
+"""security.istio.io objects to policies. Strict: a misspelt or empty clause would let more through: an error.
+
+An object with an error gets a stand-in that allows no more than any reading of it could: what it selects is closed (for
+ALLOW: to all that no other policy allows; for PeerAuthentication: to plaintext). Where the selector cannot be read that
+is the namespace, or the mesh from the root namespace. AUDIT and dry runs decide nothing, so nothing stands in for them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from types import MappingProxyType
 
 from mesh.kube.fields import Field, FieldError, path_text, shown
-from mesh.kube.objects import ObjectRef
-from mesh.kube.parse import ObjectError
+from mesh.kube.objects import ObjectError, ObjectRef, PolicyObject
 from mesh.model.policy import (
     Action,
     AuthorizationPolicy,
@@ -23,9 +27,12 @@ from mesh.model.policy import (
     Rule,
     StringMatch,
 )
+from mesh.model.workload import EMPTY
 
 GROUP = "security.istio.io"
 VERSIONS = ("security.istio.io/v1", "security.istio.io/v1beta1")
+WAYPOINT_KINDS = ("RequestAuthentication",)
+"""Of the group, but nothing for us. Any other unknown kind is a misspelt policy: an error."""
 DRY_RUN = "istio.io/dry-run"
 MAX_VALUES = 10_000
 """In one policy; keeps hostile objects cheap."""
@@ -37,25 +44,54 @@ _OPERATION_HTTP = ("hosts", "notHosts", "methods", "notMethods", "paths", "notPa
 _HTTP_KEYS = ("request.", "remote.ip", "connection.sni", "experimental.")
 
 
-def parse_policy(raw: object) -> AuthorizationPolicy | PeerAuthentication:
-    """Raises ObjectError with the path of the bad field."""
+def parse_policy(raw: object) -> PolicyObject:
+    """Raises ObjectError with the path of the bad field and what stands in for the object."""
     ref: ObjectRef | None = None
+    root = Field(raw)
     try:
-        root = Field(raw)
         kind = root.get("kind").text()
+        meta = root.get("metadata")
+        namespace = meta.get("namespace").label("default")
+        ref = ObjectRef(kind, namespace, meta.get("name").text()[:253])
+        meta.get("name").name()
         if root.get("apiVersion").text() not in VERSIONS:
             raise root.get("apiVersion").wrong(VERSIONS[0])
-        meta = root.get("metadata")
-        ref = ObjectRef(kind, meta.get("namespace").label("default"), meta.get("name").name())
         match kind:
             case "AuthorizationPolicy":
-                return _authorization(ref, root)
+                return PolicyObject(ref, _authorization(ref, root))
             case "PeerAuthentication":
-                return _peer_authentication(ref, root)
+                return PolicyObject(ref, _peer_authentication(ref, root))
             case _:
                 raise root.get("kind").wrong("AuthorizationPolicy or PeerAuthentication")
     except FieldError as error:
-        raise ObjectError(ref, error.path, error.message) from None
+        stand_in = None if ref is None else _stand_in(ref, root, path_text(error.path))
+        raise ObjectError(ref, error.path, error.message, stand_in) from None
+
+
+def _stand_in(ref: ObjectRef, root: Field, where: str) -> PolicyObject | None:
+    spec = root.get("spec")
+    try:
+        selector = _selector(spec)
+    except FieldError:
+        selector = EMPTY
+    if ref.kind == "PeerAuthentication":
+        return PolicyObject(ref, PeerAuthentication(ref.namespace, ref.name, Mode.STRICT, selector, rejected=where))
+    if ref.kind != "AuthorizationPolicy":
+        return None
+    try:
+        action = spec.get("action").text("ALLOW")
+        dry_run = _is_dry_run(root)
+    except FieldError:
+        action, dry_run = "", False
+    if action == "AUDIT" or dry_run:
+        return None
+    closing = Action.ALLOW if action == "ALLOW" else Action.DENY
+    rules = () if closing is Action.ALLOW else (Rule("everything"),)
+    return PolicyObject(ref, AuthorizationPolicy(ref.namespace, ref.name, closing, rules, selector, rejected=where))
+
+
+def _is_dry_run(root: Field) -> bool:
+    return root.get("metadata").get("annotations").string_map().get(DRY_RUN, "false").lower() == "true"
 
 
 def _selector(spec: Field) -> Mapping[str, str]:
@@ -70,7 +106,6 @@ def _authorization(ref: ObjectRef, root: Field) -> AuthorizationPolicy:
     action = spec.get("action")
     if action.text("ALLOW") not in Action.__members__:
         raise action.wrong("ALLOW, DENY or AUDIT")
-    dry_run = root.get("metadata").get("annotations").string_map().get(DRY_RUN, "false")
     rules = [_rule(item, ref.namespace) for item in spec.get("rules").items()]
     return AuthorizationPolicy(
         namespace=ref.namespace,
@@ -78,7 +113,7 @@ def _authorization(ref: ObjectRef, root: Field) -> AuthorizationPolicy:
         action=Action[action.text("ALLOW")],
         rules=tuple(rules),
         selector=_selector(spec),
-        dry_run=dry_run.lower() == "true",
+        dry_run=_is_dry_run(root),
     )
 
 
@@ -195,10 +230,17 @@ def _accounts(parent: Field, name: str, namespace: str) -> tuple[tuple[str, str]
 
 
 def _network(value: Field) -> Network:
+    """An IPv4 block in IPv6 dress is an IPv4 block, as addresses are (mesh.model.snapshot.unmapped)."""
+    text = value.text()
+    _, slash, bits = text.partition("/")
     try:
-        return ip_network(value.text(), strict=False)
+        if "%" in text or (slash and not (bits.isascii() and bits.isdigit())):
+            raise ValueError
+        found = ip_network(text, strict=False)
     except ValueError:
         raise value.wrong("an IP address or a block such as 10.0.0.0/8") from None
+    mapped = found.network_address.ipv4_mapped if isinstance(found, IPv6Network) else None
+    return found if mapped is None or found.prefixlen < 96 else IPv4Network((mapped, found.prefixlen - 96))
 
 
 def _port(value: Field) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Network, IPv6Network
 from types import MappingProxyType
+from typing import NewType
 
 from mesh.model.workload import EMPTY
 
@@ -117,7 +118,8 @@ class Rule:
 @dataclass(frozen=True, slots=True)
 class AuthorizationPolicy:
     """No rules: matches nothing, which for ALLOW denies everything. ``selector`` empty: the whole namespace, or the
-    whole mesh when it lives in the root namespace."""
+    whole mesh when it lives in the root namespace. ``rejected``: stands in for an object that could not be used; the
+    path of its bad field."""
 
     namespace: str
     name: str
@@ -125,10 +127,16 @@ class AuthorizationPolicy:
     rules: tuple[Rule, ...]
     selector: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     dry_run: bool = False
+    rejected: str = ""
 
     @property
     def key(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def label(self) -> str:
+        """What a verdict calls it."""
+        return f"{self.key} (rejected at {self.rejected})" if self.rejected else self.key
 
 
 class Mode(Enum):
@@ -151,7 +159,22 @@ class PeerAuthentication:
     selector: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     ports: Mapping[int, Mode] = field(default_factory=lambda: _NO_MODES)
     created: str = ""
+    rejected: str = ""
 
     @property
     def key(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def label(self) -> str:
+        return f"{self.key} (rejected at {self.rejected})" if self.rejected else self.key
+
+
+Policy = AuthorizationPolicy | PeerAuthentication
+
+PolicyKey = NewType("PolicyKey", str)
+"""``AuthorizationPolicy/<namespace>/<name>`` or the same with PeerAuthentication."""
+
+
+def key_of(policy: Policy) -> PolicyKey:
+    return PolicyKey(f"{type(policy).__name__}/{policy.key}")

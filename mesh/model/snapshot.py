@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import IPv6Address
 from types import MappingProxyType
 from typing import TypeVar
 
+from mesh.model.policy import Policy, PolicyKey, key_of
 from mesh.model.workload import (
     Endpoint,
     IPAddress,
@@ -26,6 +27,9 @@ Endpoints = Mapping[ServiceKey, tuple[Endpoint, ...]]
 
 K = TypeVar("K", bound=str)
 V = TypeVar("V")
+
+
+_NO_POLICIES: Mapping[PolicyKey, Policy] = MappingProxyType({})
 
 
 def _frozen(mapping: Mapping[K, V]) -> Mapping[K, V]:
@@ -45,6 +49,7 @@ class MeshSnapshot:
     services: Mapping[ServiceKey, Service]
     endpoints: Endpoints
     namespaces: Mapping[str, Namespace]
+    policies: Mapping[PolicyKey, Policy] = field(default_factory=lambda: _NO_POLICIES)
 
     @classmethod
     def build(
@@ -54,6 +59,7 @@ class MeshSnapshot:
         services: Iterable[Service] = (),
         endpoints: Mapping[ServiceKey, Sequence[Endpoint]] = MappingProxyType({}),
         namespaces: Iterable[Namespace] = (),
+        policies: Iterable[Policy] = (),
     ) -> MeshSnapshot:
         return cls(
             epoch=epoch,
@@ -61,6 +67,7 @@ class MeshSnapshot:
             services=_frozen({s.key: s for s in services}),
             endpoints=_frozen({key: tuple(found) for key, found in endpoints.items() if found}),
             namespaces=_frozen({n.name: n for n in namespaces}),
+            policies=_frozen({key_of(p): p for p in policies}),
         )
 
     @cached_property
@@ -104,7 +111,7 @@ class MeshSnapshot:
         return self._by_node.get(NodeName(node), ())
 
     def with_epoch(self, epoch: int) -> MeshSnapshot:
-        return MeshSnapshot(epoch, self.workloads, self.services, self.endpoints, self.namespaces)
+        return replace(self, epoch=epoch)
 
 
 def unmapped(ip: IPAddress) -> IPAddress:
@@ -132,6 +139,8 @@ class Delta:
     endpoints: Endpoints = field(default_factory=lambda: MappingProxyType({}))
     set_namespaces: tuple[Namespace, ...] = ()
     removed_namespaces: tuple[str, ...] = ()
+    set_policies: tuple[Policy, ...] = ()
+    removed_policies: tuple[PolicyKey, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -146,6 +155,8 @@ class Delta:
                 self.endpoints,
                 self.set_namespaces,
                 self.removed_namespaces,
+                self.set_policies,
+                self.removed_policies,
             )
         )
 
@@ -160,6 +171,7 @@ class Delta:
             services=_patched(old.services, services, self.removed_services),
             endpoints=_frozen({key: found for key, found in endpoints.items() if found}),
             namespaces=_patched(old.namespaces, namespaces, self.removed_namespaces),
+            policies=_patched(old.policies, {key_of(p): p for p in self.set_policies}, self.removed_policies),
         )
 
 
@@ -190,6 +202,7 @@ def diff(old: MeshSnapshot, new: MeshSnapshot) -> Delta:
     added_s, changed_s, removed_s = _compare(old.services, new.services)
     added_e, changed_e, removed_e = _compare(old.endpoints, new.endpoints)
     added_n, changed_n, removed_n = _compare(old.namespaces, new.namespaces)
+    added_p, changed_p, removed_p = _compare(old.policies, new.policies)
     endpoints: dict[ServiceKey, tuple[Endpoint, ...]] = {found[0].service: found for found in added_e + changed_e}
     endpoints.update((key, ()) for key in removed_e)
     return Delta(
@@ -204,4 +217,6 @@ def diff(old: MeshSnapshot, new: MeshSnapshot) -> Delta:
         endpoints=_frozen(endpoints),
         set_namespaces=added_n + changed_n,
         removed_namespaces=removed_n,
+        set_policies=added_p + changed_p,
+        removed_policies=removed_p,
     )

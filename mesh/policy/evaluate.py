@@ -25,10 +25,12 @@ from mesh.model.policy import (
     Rule,
     StringMatch,
 )
-from mesh.model.snapshot import unmapped
+from mesh.model.snapshot import MeshSnapshot, unmapped
 from mesh.model.workload import IPAddress
 
 ROOT_NAMESPACE = "istio-system"
+NAMED = 3
+"""ALLOW policies named when none of them allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,15 @@ class PolicySet:
     authentication: tuple[PeerAuthentication, ...] = ()
     root_namespace: str = ROOT_NAMESPACE
 
+    @classmethod
+    def of(cls, snapshot: MeshSnapshot, root_namespace: str = ROOT_NAMESPACE) -> PolicySet:
+        found = snapshot.policies.values()
+        return cls(
+            tuple(p for p in found if isinstance(p, AuthorizationPolicy)),
+            tuple(p for p in found if isinstance(p, PeerAuthentication)),
+            root_namespace,
+        )
+
 
 def evaluate(policies: PolicySet, request: Request) -> Verdict:
     relevant = sorted(
@@ -68,7 +79,7 @@ def evaluate(policies: PolicySet, request: Request) -> Verdict:
     denied: list[str] = []
     granted: list[str] = []
     for policy in relevant:
-        hits = [f"{policy.key} {rule.name}" for rule in policy.rules if _rule_matches(policy.action, rule, request)]
+        hits = [f"{policy.label} {rule.name}" for rule in policy.rules if _rule_matches(policy.action, rule, request)]
         if policy.dry_run or policy.action is Action.AUDIT:
             noted += [f"{policy.action.value} {hit}" for hit in hits]
         elif policy.action is Action.DENY:
@@ -83,9 +94,10 @@ def evaluate(policies: PolicySet, request: Request) -> Verdict:
         return Verdict(False, denied[0], notes)
     if granted:
         return Verdict(True, granted[0], notes)
-    allows = [p.key for p in relevant if p.action is Action.ALLOW and not p.dry_run]
+    allows = [p.label for p in relevant if p.action is Action.ALLOW and not p.dry_run]
     if allows:
-        return Verdict(False, f"no rule of {', '.join(allows)} allows it", notes)
+        more = f" and {len(allows) - NAMED} more" if len(allows) > NAMED else ""
+        return Verdict(False, f"no rule of {', '.join(allows[:NAMED])}{more} allows it", notes)
     return Verdict(True, "no ALLOW policy concerns this workload", notes)
 
 
@@ -111,11 +123,11 @@ def strict_because(policies: PolicySet, request: Request) -> str | None:
     for policy in own:
         mode = policy.ports.get(request.port, Mode.UNSET)
         if mode is not Mode.UNSET:
-            return f"{policy.key} portLevelMtls[{request.port}] STRICT" if mode is Mode.STRICT else None
+            return f"{policy.label} portLevelMtls[{request.port}] STRICT" if mode is Mode.STRICT else None
     for level in levels:
         for policy in level:
             if policy.mode is not Mode.UNSET:
-                return f"{policy.key} STRICT" if policy.mode is Mode.STRICT else None
+                return f"{policy.label} STRICT" if policy.mode is Mode.STRICT else None
     return None
 
 

@@ -169,8 +169,8 @@ def workload(request: Request) -> Workload:
     )
 
 
-def allow(**fields: tuple[StringMatch, ...]) -> AuthorizationPolicy:
-    return AuthorizationPolicy("shop", "p0", Action.ALLOW, (Rule("rules[0]", (Peer(**fields),)),))
+def allow(peer: Peer) -> AuthorizationPolicy:
+    return AuthorizationPolicy("shop", "p0", Action.ALLOW, (Rule("rules[0]", (peer,)),))
 
 
 PLAINTEXT = Request(None, IPS[0], "shop", LABELS[1], IPS[1], 80)
@@ -178,8 +178,8 @@ PLAINTEXT = Request(None, IPS[0], "shop", LABELS[1], IPS[1], 80)
 
 @settings(max_examples=250, deadline=None)
 @given(policy_sets(), st.lists(requests, min_size=1, max_size=6))
-@example(PolicySet((allow(not_principals=(StringMatch.parse("*"),)),)), [PLAINTEXT])
-@example(PolicySet((allow(principals=(StringMatch(MatchKind.PREFIX, ""),)),)), [PLAINTEXT])
+@example(PolicySet((allow(Peer(not_principals=(StringMatch.parse("*"),))),)), [PLAINTEXT])
+@example(PolicySet((allow(Peer(principals=(StringMatch(MatchKind.PREFIX, ""),))),)), [PLAINTEXT])
 def test_compiled_form_gives_the_verdict_and_the_rule_of_the_reference(found: PolicySet, asked: list[Request]) -> None:
     for request in asked:
         with CompiledPolicies(compile_set(found, [workload(request)], 1)) as compiled:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
 from ztunnel.dataplane import _zt  # type: ignore[attr-defined]
+from ztunnel.dataplane.policy_wire import STRUCTS as POLICY_STRUCTS
 from ztunnel.dataplane.values import (
     Addr,
     CoreConfig,
@@ -56,6 +57,11 @@ class _Lib(Protocol):
     zt_connections: Callable[[Any, Any, int], int]
     zt_counters: Callable[[Any, Any], int]
     zt_core_live: Callable[[Any], int]
+    zt_policyset_new: Callable[[Any, Any, Any, int], int]
+    zt_policyset_free: Callable[[Any], None]
+    zt_policyset_evaluate: Callable[[Any, Any, Any], None]
+    zt_policyset_explain: Callable[[Any, Any, Any, int], int]
+    zt_policyset_rule: Callable[[Any, int], Any]
 
 
 lib = cast(_Lib, _zt.lib)
@@ -64,7 +70,7 @@ ffi: Any = _zt.ffi
 # Lazy types are not safe to build on two threads at once (cffi #271): build all of them here, on the importing thread.
 for _name in ("config", "addr", "str", "event", "counters", "tables", "workload_row", "endpoint_row", "service_row"):
     ffi.sizeof(f"struct zt_{_name}")
-for _name in ("pod_spec", "listener_spec"):
+for _name in ("pod_spec", "listener_spec", *POLICY_STRUCTS):
     ffi.sizeof(f"struct zt_{_name}")
 
 
@@ -131,6 +137,17 @@ _ERRORS: dict[int, type[EngineError]] = {
 
 def _text(chars: Any) -> str:
     return cast(bytes, ffi.string(chars)).decode("utf-8", "replace")
+
+
+def text_of(chars: Any) -> str:
+    """For modules that wrap other parts of the library."""
+    return _text(chars)
+
+
+def check_result(result: int, text: Any) -> None:
+    """Raise for a negative `result` of a call that has no core; `text` is what it said."""
+    if result < 0:
+        raise _ERRORS.get(-result, EngineError)(f"{_text(lib.zt_err_name(result))}: {_text(text)}")
 
 
 def reason_name(reason: Reason) -> str:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.kube.fields import path_text
-from mesh.kube.objects import KubeObject, ObjectRef
-from mesh.kube.parse import Ignored, ObjectError, parse_object, unroll
+from mesh.kube.objects import KubeObject, ObjectError, ObjectRef
+from mesh.kube.parse import Ignored, parse_object, unroll
 from mesh.kube.settings import Labels
 from mesh.sources import SourceError
 from mesh.sources.files.documents import MAX_FILE_BYTES, Document, DocumentError, read_documents
@@ -22,12 +22,14 @@ Signature = tuple[int, int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An object found in a file; ``value`` is None when it is bad, and then ``error`` says why."""
+    """An object found in a file; ``value`` is None when it is bad, and then ``error`` says why and ``stand_in`` is what
+    must count in its place when it was never good."""
 
     ref: ObjectRef
     line: int
     value: KubeObject | None
     error: SourceError | None = None
+    stand_in: KubeObject | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def _objects(name: str, document: Document, labels: Labels) -> Iterator[Entry | 
                 path_text(error.path if error.ref else (*prefix, *error.path)),
                 error.message,
             )
-            yield found if error.ref is None else Entry(error.ref, line, None, found)
+            yield found if error.ref is None else Entry(error.ref, line, None, found, error.stand_in)
         else:
             if isinstance(parsed, Ignored):
                 yield Note(SourceError(name, line, parsed.what, "", f"ignored: {parsed.reason}"))

@@ -48,7 +48,8 @@ class FileSource:
     addresses, where the user's has none; both only to objects that the user has. Everything else there is ordinary.
 
     A file that cannot be parsed and a directory that vanished keep what they had, a bad object keeps its last good
-    version; a file that is deleted takes its objects with it.
+    version; a file that is deleted takes its objects with it. A policy that is bad from the beginning closes what it
+    selects (mesh.kube.policy).
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class FileSource:
             (notes if directory in self._status_dirs else errors).append(missing)
         objects: dict[ObjectRef, KubeObject] = {}
         overlays: dict[ObjectRef, KubeObject] = {}
+        stand_ins: dict[ObjectRef, KubeObject] = {}
         places: dict[tuple[bool, ObjectRef], tuple[Path, int]] = {}
         for path in self._order():
             file = self._files[path]
@@ -190,8 +192,11 @@ class FileSource:
                 value = entry.value if entry.value is not None else self._good.get((over, entry.ref))
                 if value is not None:
                     (overlays if over else objects)[entry.ref] = value
+                elif entry.stand_in is not None:
+                    stand_ins[entry.ref] = entry.stand_in
         self._good = {(False, ref): value for ref, value in objects.items()}
         self._good.update({(True, ref): value for ref, value in overlays.items()})
+        objects.update(stand_ins)
         for ref, overlay in overlays.items():
             if ref in objects:
                 objects[ref] = _overlaid(objects[ref], overlay)

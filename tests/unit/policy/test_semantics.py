@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mesh.kube.parse import ObjectError
+from mesh.kube.objects import ObjectError
 from mesh.kube.policy import parse_policy
 from mesh.model.identity import Identity
 from mesh.model.policy import AuthorizationPolicy, PeerAuthentication
@@ -29,7 +29,7 @@ def raw_policy(
 
 
 def policy(*rules: Any, **more: Any) -> AuthorizationPolicy:
-    found = parse_policy(raw_policy(*rules, **more))
+    found = parse_policy(raw_policy(*rules, **more)).policy
     assert isinstance(found, AuthorizationPolicy)
     return found
 
@@ -41,7 +41,7 @@ def raw_mtls(mode: str = "STRICT", ns: str = "shop", name: str = "m", created: s
 
 
 def mtls(mode: str = "STRICT", **more: Any) -> PeerAuthentication:
-    found = parse_policy(raw_mtls(mode, **more))
+    found = parse_policy(raw_mtls(mode, **more)).policy
     assert isinstance(found, PeerAuthentication)
     return found
 
@@ -204,6 +204,17 @@ def test_mapped_address_is_its_ipv4_address() -> None:
     assert verdict(policy(source(ipBlocks=["10.1.0.0/16"])), source_ip="::ffff:10.1.0.1").allowed
 
 
+@pytest.mark.parametrize("block", ["::ffff:10.1.0.0/112", "::ffff:10.1.0.1"])
+def test_ipv4_block_in_ipv6_form_matches_ipv4_sources(block: str) -> None:
+    assert not verdict(policy(source(ipBlocks=[block]), action="DENY")).allowed
+
+
+def test_refusal_names_three_of_many_policies() -> None:
+    found = verdict(*(policy(NOT_ME, name=f"p{n}") for n in range(5)))
+
+    assert found.rule == "no rule of shop/p0, shop/p1, shop/p2 and 2 more allows it"
+
+
 HTTP = operation(methods=["GET"])
 
 
@@ -270,6 +281,8 @@ def test_oldest_of_two_for_one_namespace_counts() -> None:
         (raw_policy(source(principals=[])), "source.principals: must not be empty"),
         (raw_policy(source(principals=["a*b"])), "source.principals[0]: expected a text"),
         (raw_policy(source(ipBlocks=["10.0.0.0/33"])), "source.ipBlocks[0]: expected an IP address or a block"),
+        (raw_policy(source(ipBlocks=["10.0.0.0/0.0.0.0"])), "source.ipBlocks[0]: expected an IP address or a block"),
+        (raw_policy(source(ipBlocks=["fe80::1%eth0"])), "source.ipBlocks[0]: expected an IP address or a block"),
         (raw_policy(operation(ports=[8080])), "operation.ports[0]: expected a string, got 8080"),
         (raw_policy(operation(ports=["0"])), 'operation.ports[0]: expected a port number in quotes, such as "8080"'),
         (raw_policy(when("source.color", "red")), "when[0].key: expected one of source.ip"),
