@@ -26,7 +26,7 @@ REQUESTS: tuple[Column[dict[str, Any]], ...] = (
     Column("WHEN", lambda r: {"before": "before label", "after": "after label"}.get(r["phase"], "outside the mesh")),
     Column("RESULT", lambda r: "ok" if r["ok"] else "failed", style=lambda r: "green" if r["ok"] else "red"),
     Column("TOOK", lambda r: f"{r['duration_ms']:.0f} ms", right=True),
-    Column("SECRET SEEN ON WIRE", lambda r: f"{r['secret_seen_on_wire']} times", right=True),
+    Column("SECRET SEEN ON WIRE", lambda r: f"{r['secret_seen_on_wire']}×", right=True),
 )
 CLAIMS: tuple[Column[Claim], ...] = (
     Column("", lambda c: "✓" if c.ok else "✗", style=lambda c: "green" if c.ok else "red"),

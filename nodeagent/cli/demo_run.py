@@ -94,7 +94,6 @@ class Demo:
                 download = carried.finish(scenario, labelled, captured)
                 self.step(f"the download opened before the label has ended: {download.problem or 'complete'}")
             self._await_on_wire(outside[-1].secret)
-            self.step(f"pods outside the mesh: {_tally(outside)}")
         log = self._access_log(after)
         after_pods, after_running = self.playground.pods(), self.playground.restarts()
         flows = tuple(pcap.flows(self.capture_file))

@@ -21,6 +21,7 @@ COMMANDS = {
     "certs": ("nodeagent.cli.views", "certs", "Certificates of this mesh's workloads."),
     "connections": ("nodeagent.cli.views", "connections", "Open connections."),
     "logs": ("nodeagent.cli.logs", "logs", "Logs of programs and pods."),
+    "version": ("nodeagent.cli.version", "show", "Versions of Qanat and of what it stands on."),
 }
 """Command: (module, attribute, one line of help)."""
 

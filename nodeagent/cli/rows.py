@@ -120,25 +120,9 @@ def certificates(dumps: Iterable[Answer]) -> list[CertificateRow]:
     return rows
 
 
-def connections(live: Iterable[Answer], dumps: Iterable[Answer]) -> list[ConnectionRow]:
-    """From /connections; pods' names are in the dumps' `workloadState`, by uid."""
-    names = {answer.node: _pod_names(answer.data) for answer in dumps}
-    rows = [
-        _connection(answer.node, names.get(answer.node, {}), one)
-        for answer in live
-        for one in answer.data or ()
-        if isinstance(one, Mapping)
-    ]
+def connections(live: Iterable[Answer]) -> list[ConnectionRow]:
+    rows = [_connection(answer.node, one) for answer in live for one in answer.data or () if isinstance(one, Mapping)]
     return sorted(rows, key=lambda row: (row.node, row.workload, row.direction, row.local, row.remote))
-
-
-def _pod_names(dump: Any) -> dict[str, str]:
-    states = dump.get("workloadState") if isinstance(dump, Mapping) else None
-    return {
-        str(uid): f"{info.get('namespace', '?')}/{info.get('name', '?')}"
-        for uid, state in (states or {}).items()
-        if isinstance(info := state.get("info"), Mapping)
-    }
 
 
 def _merge(
@@ -231,11 +215,10 @@ def _certificate(node: str, raw: Mapping[str, Any]) -> Iterator[CertificateRow]:
         )
 
 
-def _connection(node: str, names: Mapping[str, str], raw: Mapping[str, Any]) -> ConnectionRow:
-    pod = str(raw.get("pod", ""))
+def _connection(node: str, raw: Mapping[str, Any]) -> ConnectionRow:
     return ConnectionRow(
         node=node,
-        workload=names.get(pod, pod),
+        workload=str(raw.get("pod", "")),
         direction=str(raw.get("direction", "")).capitalize(),
         local=str(raw.get("src", "")),
         remote=str(raw.get("peer") or raw.get("dst") or ""),

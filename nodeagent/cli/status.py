@@ -86,7 +86,7 @@ def assemble(
 ) -> MeshStatus:
     """Answers in the order of the nodes; ``live``: their /connections."""
     certificates = rows.certificates(dumps)
-    connections = rows.connections(live, dumps)
+    connections = rows.connections(live)
     problems = _program_problems(mesh, dumps, agents)
     nodes = []
     for dump_answer, agent in zip(dumps, agents, strict=True):

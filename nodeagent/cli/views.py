@@ -199,24 +199,21 @@ def connections(
     chosen = Format(form)
 
     def look() -> tuple[list[rows.ConnectionRow], Sequence[Answer]]:
-        live, dumps = ask(running, CONNECTIONS_PAGE, CONFIG_DUMP)
+        (live,) = ask(running, CONNECTIONS_PAGE)
         return [
-            row for row in rows.connections(live, dumps)
+            row for row in rows.connections(live)
             if _is_in(namespace, row.workload.partition("/")[0]) and direction in (None, row.direction.lower())
-        ], dumps  # fmt: skip
+        ], live  # fmt: skip
 
     if watch and chosen.is_data:
         raise click.UsageError("--watch draws a table; ask again instead with -o json or yaml")
     if watch:
         try:
-            with Live(console=console(), refresh_per_second=4) as live:
+            with Live(console=console(), refresh_per_second=4) as screen:
                 while True:
-                    live.update(table(CONNECTIONS, look()[0], wide=chosen is Format.WIDE))
+                    screen.update(table(CONNECTIONS, look()[0], wide=chosen is Format.WIDE))
                     time.sleep(1)
         except KeyboardInterrupt:
             return
-    found, dumps = look()
-    show(running, chosen, "connections", CONNECTIONS, found, (dumps,), "no open connections")
-
-
-COMMANDS: tuple[click.Command, ...] = (workloads, services, certs, connections)
+    found, live = look()
+    show(running, chosen, "connections", CONNECTIONS, found, (live,), "no open connections")

@@ -18,7 +18,7 @@ from nodeagent.cli.main import main
 from nodeagent.playground.identity import ProcessId
 from tests.unit.cli.builders import agent, certificate, connection, service, serving, workload
 
-SHOPPER_UID, WEB_UID = "uid-shopper", "uid-web"
+SHOPPER, WEB = "shop/shopper", "shop/web"
 
 
 def moment(hours: float) -> str:
@@ -31,10 +31,6 @@ def dump(**changes: Any) -> Any:
                       workload("old", namespace="legacy", protocol="TCP", ip="10.0.0.3")],
         "services": [service("web", ("Healthy", "Unhealthy"))],
         "certificates": [certificate("shopper", not_before=moment(-1), not_after=moment(23))],
-        "workloadState": {
-            SHOPPER_UID: {"state": "Up", "info": {"name": "shopper", "namespace": "shop"}},
-            WEB_UID: {"state": "Up", "info": {"name": "web", "namespace": "shop"}},
-        },
     }  # fmt: skip
     return base | changes
 
@@ -128,8 +124,8 @@ def test_certificates_are_shown_per_node_with_their_roots(nodes: Nodes) -> None:
 
 
 def test_connections_are_named_by_pod_and_end(nodes: Nodes) -> None:
-    nodes.pages[nodes.socket("n1", "ztunnel")]["/connections"] = [connection(SHOPPER_UID)]
-    nodes.pages[nodes.socket("n2", "ztunnel")]["/connections"] = [connection(WEB_UID, "inbound", "plain")]
+    nodes.pages[nodes.socket("n1", "ztunnel")]["/connections"] = [connection(SHOPPER)]
+    nodes.pages[nodes.socket("n2", "ztunnel")]["/connections"] = [connection(WEB, "inbound", "plain")]
 
     result = nodes.run("connections")
 
@@ -140,7 +136,7 @@ def test_connections_are_named_by_pod_and_end(nodes: Nodes) -> None:
 
 
 def test_only_connections_of_one_direction(nodes: Nodes) -> None:
-    both = [connection(SHOPPER_UID), connection(SHOPPER_UID, "inbound")]
+    both = [connection(SHOPPER), connection(SHOPPER, "inbound")]
     nodes.pages[nodes.socket("n1", "ztunnel")]["/connections"] = both
 
     result = nodes.run("connections", "--direction", "inbound", "-o", "yaml")
