@@ -48,8 +48,9 @@ class Control:
         return web.Response(text=describe(self._supervisor), content_type="application/json")
 
     async def _apply(self, request: web.Request) -> web.Response:
-        changes = await self._supervisor.apply()
+        await self._supervisor.apply()
         missing = await self._supervisor.settle(float(request.query.get("wait", SETTLE_S)))
+        changes = self._supervisor.take_changes()
         return web.json_response({"changes": changes, "errors": list(self._supervisor.errors), "missing": missing})
 
     async def _stop(self, _: web.Request) -> web.Response:

@@ -68,6 +68,8 @@ class Supervisor:
         self._tables: dict[str, str] = {}
         self._creating = asyncio.Semaphore(PARALLEL_PODS)
         self._tasks: asyncio.TaskGroup | None = None
+        self._captured: set[str] = set()
+        self._untold: list[str] = []
 
     def changed(self) -> None:
         """Something that others see is different: publish soon."""
@@ -116,8 +118,9 @@ class Supervisor:
             self._programs.prepare(node)
         if self.with_mesh:
             self._programs.start(self._tasks, self.nodes.values())
-        changes = await self.apply()
-        self._progress(f"pods started: {len(changes)}" if changes else "no pods")
+        await self.apply()
+        self.take_changes()
+        self._progress(f"{len(self.pods)} pods started")
         self._tasks.create_task(self._publish_loop())
         self._tasks.create_task(self._watch())
         self._tasks.create_task(self._housekeeping())
@@ -183,13 +186,24 @@ class Supervisor:
             new = [spec for name, spec in wanted.items() if name not in self.pods]
             await self._start_pods(new, errors)
             done += [f"pod {s.name} {'restarted' if s.name in fresh else 'started'} on {s.node}" for s in new]
-            _, found = await asyncio.to_thread(self._source.load)
+            snapshot, found = await asyncio.to_thread(self._source.load)
+            captured = {f"{w.namespace}/{w.name}" for w in snapshot.workloads.values() if w.captured}
+            if self.with_mesh:
+                done += [f"pod {name} joins the mesh" for name in sorted(captured - self._captured)]
+                done += [f"pod {name} leaves the mesh" for name in sorted(self._captured - captured)]
+            self._captured = captured
             errors += [str(e) for e in found if not any(str(e).split(":")[0] in known for known in errors)]
             self.errors = tuple(errors)
         await self.publish()
+        self._untold += done
         for line in done:
             log.info("applied", extra={"change": line})
         return done
+
+    def take_changes(self) -> list[str]:
+        """Everything that was applied since the last call, whoever noticed it first."""
+        told, self._untold = self._untold, []
+        return told
 
     def _is_new_pod(self, pod: Pod, spec: PodSpec) -> bool:
         return pod.spec.digest != spec.digest or pod.spec.node != spec.node
