@@ -6,7 +6,7 @@ come here: their service addresses are resolved before a packet exists. A port w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -29,12 +29,10 @@ class Frontend:
     backends: tuple[Backend, ...]
 
 
-def render(frontends: Iterable[Frontend]) -> str:
-    """An nft script for one node. Pure."""
-    by_family: Mapping[int, list[Frontend]] = {4: [], 6: []}
-    for frontend in frontends:
-        by_family[frontend.address.version].append(frontend)
-    return "".join(_table(version, rows) for version, rows in by_family.items())
+def render(frontends: Iterable[Frontend], families: Sequence[int] = (4, 6)) -> str:
+    """An nft script for one node, with a table for each of ``families``. Pure."""
+    rows = list(frontends)
+    return "".join(_table(family, [row for row in rows if row.address.version == family]) for family in families)
 
 
 def _table(version: int, rows: list[Frontend]) -> str:

@@ -119,9 +119,17 @@ class AddressPlan:
         digest = _digest("v6", self.mesh)
         return 0x1000 | (digest[0] << 8 | digest[1]) & 0x0FFF
 
-    def pod_networks(self, index: int) -> tuple[IPv4Network, IPv6Network]:
-        return IPv4Network(f"10.{self._pods}.{index}.0/24"), IPv6Network(f"fd00:{self._v6:x}:{index:x}::/64")
+    def pod_networks(self, index: int) -> tuple[IPv4Network | IPv6Network, ...]:
+        """One of each family that the kernel has."""
+        v4, v6 = IPv4Network(f"10.{self._pods}.{index}.0/24"), IPv6Network(f"fd00:{self._v6:x}:{index:x}::/64")
+        return (v4, v6) if has_ipv6() else (v4,)
 
-    def node_addresses(self, index: int) -> tuple[IPv4Address, IPv6Address]:
+    def node_addresses(self, index: int) -> tuple[IPv4Address | IPv6Address, ...]:
         third = _digest("fabric", self.mesh)[0]
-        return IPv4Address(f"192.168.{third}.{index}"), IPv6Address(f"fd00:{self._v6:x}:ffff::{index:x}")
+        v4, v6 = IPv4Address(f"192.168.{third}.{index}"), IPv6Address(f"fd00:{self._v6:x}:ffff::{index:x}")
+        return (v4, v6) if has_ipv6() else (v4,)
+
+
+def has_ipv6() -> bool:
+    """False on a kernel without IPv6, or started with ipv6.disable=1."""
+    return Path("/proc/sys/net/ipv6").is_dir()

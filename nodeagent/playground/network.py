@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from nodeagent.playground import netns, tools
@@ -45,8 +45,8 @@ class Node:
     name: str
     index: int
     netns: str
-    addresses: tuple[IPv4Address, IPv6Address]
-    pod_networks: tuple[IPv4Network, IPv6Network]
+    addresses: tuple[IPAddress, ...]
+    pod_networks: tuple[IPv4Network | IPv6Network, ...]
 
     @property
     def path(self) -> Path:
@@ -141,14 +141,12 @@ async def remove_namespaces(names: Iterable[str]) -> list[str]:
 
 
 def _node_commands(node: Node, nodes: Sequence[Node]) -> list[str]:
-    v4, v6 = node.addresses
     commands = [
         "link set lo up",
         f"link set {UPLINK} up",
-        f"addr add {v4}/24 dev {UPLINK}",
-        f"addr add {v6}/64 dev {UPLINK} nodad",
+        *(f"addr add {a}/{24 if a.version == 4 else 64} dev {UPLINK}{_nodad(a)}" for a in node.addresses),
         # Service addresses need a route for the look-up that precedes their translation.
-        *(f"route add {cidr} dev {UPLINK} src {a}" for cidr, a in zip(SERVICE_CIDRS, node.addresses, strict=True)),
+        *(f"route add {cidr} dev {UPLINK} src {a}" for cidr, a in zip(SERVICE_CIDRS, node.addresses, strict=False)),
         *(f"route add unreachable {cidr}" for cidr in node.pod_networks),
     ]
     for other in nodes:
@@ -163,8 +161,12 @@ def _bits(address: IPAddress) -> int:
     return 32 if address.version == 4 else 128
 
 
+def _nodad(address: IPAddress) -> str:
+    return " nodad" if address.version == 6 else ""
+
+
 def _node_side(pod: PodNetwork, node: Node, address: IPAddress, pod_mac: str) -> list[str]:
-    own = node.addresses[0] if address.version == 4 else node.addresses[1]
+    own = next(a for a in node.addresses if a.version == address.version)
     return [
         f"route replace {address}/{_bits(address)} dev {pod.host_interface} src {own}",
         f"neigh replace {address} lladdr {pod_mac} dev {pod.host_interface} nud permanent",
@@ -173,9 +175,8 @@ def _node_side(pod: PodNetwork, node: Node, address: IPAddress, pod_mac: str) ->
 
 def _pod_side(address: IPAddress, node_mac: str) -> list[str]:
     gateway = GATEWAY4 if address.version == 4 else GATEWAY6
-    nodad = " nodad" if address.version == 6 else ""
     return [
-        f"addr add {address}/{_bits(address)} dev eth0{nodad}",
+        f"addr add {address}/{_bits(address)} dev eth0{_nodad(address)}",
         f"neigh replace {gateway} lladdr {node_mac} dev eth0 nud permanent",
         f"route add default via {gateway} dev eth0 onlink src {address}",
     ]

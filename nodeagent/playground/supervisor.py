@@ -19,7 +19,7 @@ from nodeagent.playground.allocate import Addresses
 from nodeagent.playground.errors import NetworkError
 from nodeagent.playground.kubeproxy import render
 from nodeagent.playground.manifests import Manifests
-from nodeagent.playground.names import MeshPaths
+from nodeagent.playground.names import MeshPaths, has_ipv6
 from nodeagent.playground.network import Network, Node, PodNetwork
 from nodeagent.playground.objects import IPAddress, ObjectName, Objects, PodSpec, ServiceSpec
 from nodeagent.playground.pods import Pod
@@ -291,7 +291,7 @@ class Supervisor:
             for pod in pods:
                 pod.set_hosts(self._hosts(pod))
             rows = services.frontends(self.objects, self.service_addresses, self._running())
-            table = render(rows)
+            table = render(rows, (4, 6) if has_ipv6() else (4,))
             for node in self.nodes.values():
                 if self._tables.get(node.name) != table and self.phase is not Phase.STOPPING:
                     await tools.nft(table, str(node.path))
