@@ -417,7 +417,7 @@ def test_tunnels_beyond_the_limit_are_refused(rig: Rig, target: str) -> None:
     peers = [Peer(rig) for _ in range(2)]
     for peer in peers:
         assert peer.status(peer.connect(target)) == 200
-    with socket.create_connection((rig.ip(10), rig.hbone_port), timeout=WAIT_S) as sock, pytest.raises(OSError):
+    with pytest.raises(OSError), socket.create_connection((rig.ip(10), rig.hbone_port), timeout=WAIT_S) as sock:
         if not sock.recv(1):
             raise ConnectionResetError
     rig.server.wait_closed(Reason.LIMIT)
