@@ -13,6 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from perf.topology import congestion_control
+
 Figures = Mapping[str, float]
 # scenario -> target -> one entry a round
 Raw = Mapping[str, Mapping[str, Sequence[Figures]]]
@@ -90,6 +92,7 @@ def machine() -> dict[str, str | int | float]:
         "memory_mib": memory_kib // 1024,
         "kernel": platform.release(),
         "arch": platform.machine(),
+        "congestion_control": congestion_control(),
         "load_1m_at_start": round(os.getloadavg()[0], 2),
     }
 
