@@ -204,10 +204,10 @@ class Node:
 
 
 class Rig:
-    """A client node and a server node. Addresses 127.<block>.0.0/16: tests do not meet each other's TIME_WAITs."""
+    """A client node and a server node. Addresses 127.<process>.<rig>.0/24: tests do not meet each other's TIME_WAITs."""
 
     def __init__(self, config: CoreConfig, server_config: CoreConfig | None = None) -> None:
-        self.block = f"127.{(os.getpid() + next(_blocks)) % 200 + 20}"
+        self.block = f"127.{os.getpid() % 200 + 20}.{next(_blocks) % 250}"
         self.ca = Authority()
         self.client = Node(config)
         self.server = Node(server_config or config)
@@ -225,7 +225,7 @@ class Rig:
         node.core.put_identity(identity, chain, key, self.ca.pem)
 
     def ip(self, last: int) -> str:
-        return f"{self.block}.7.{last}"
+        return f"{self.block}.{last}"
 
     def listen(self, ip: str, port: int, reuse_port: bool = False) -> socket.socket:
         return socket.create_server((ip, port), backlog=1024, reuse_port=reuse_port)
