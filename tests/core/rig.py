@@ -204,7 +204,7 @@ class Node:
 
 
 class Rig:
-    """A client node and a server node. Addresses 127.<process>.<rig>.0/24: tests do not meet each other's TIME_WAITs."""
+    """A client node and a server node, at 127.<process>.<rig>.0/24: tests do not meet each other's TIME_WAITs."""
 
     def __init__(self, config: CoreConfig, server_config: CoreConfig | None = None) -> None:
         self.block = f"127.{os.getpid() % 200 + 20}.{next(_blocks) % 250}"
