@@ -22,9 +22,9 @@
 #define ZT_PORT_HBONE 15008
 
 /* Worker scratch: what one recv() takes, the plaintext of it, plaintext on its way to SSL_write, and its records. */
-#define ZT_IN_CAP (128u * 1024)
+#define ZT_IN_CAP (512u * 1024)
 #define ZT_PLAIN_CAP (ZT_IN_CAP + 20u * 1024) /* a record begun in an earlier read may end in this one */
-#define ZT_OUT_CAP (128u * 1024)
+#define ZT_OUT_CAP (512u * 1024)
 #define ZT_SEAL_CAP (ZT_OUT_CAP + 16u * 1024) /* 22 bytes a record, and handshake messages */
 #define ZT_MAX_TRIES 8
 
