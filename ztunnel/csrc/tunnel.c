@@ -196,8 +196,11 @@ void zt_tunnel_ready(struct zt_tunnel *t)
 	handshake_over(t);
 	zt_timer_set(&t->w->loop, &t->timer, t->server ? t->w->cfg->preamble_ms : t->w->cfg->tunnel_idle_ms);
 	zt_timer_set(&t->w->loop, &t->ping, t->w->cfg->ping_ms);
-	if (!t->server)
-		zt_pool_ready(t);
+	if (t->server)
+		return;
+	zt_pool_ready(t);
+	if (t->pod->gone || atomic_load_explicit(&t->w->core->draining, memory_order_relaxed))
+		zt_tunnel_drain(t); /* the drain began while somebody waited for this tunnel */
 }
 
 /* Decrypt what was received and give it to HTTP/2. False: failed and gone. */
