@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our engine as one end of a measurement: the real `Core`, without capture and node agent.
+"""Our engine as one end of a measurement: the real `Core`, access log and metrics, without capture and node agent.
 
 Without BPF the engine takes the address a connection was accepted on as its original destination. So the client side
 listens on a service address itself (it sits on `lo` of the namespace), and its table says which endpoint that is.
@@ -21,21 +21,22 @@ from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from ztunnel.dataplane._native import Core
-
+from mesh.model.snapshot import MeshSnapshot
 from perf.peers.certs import LeafFiles
+from ztunnel.dataplane._native import Core
+from ztunnel.dataplane.names import Names
 from ztunnel.dataplane.values import (
     Addr,
     CoreConfig,
     EndpointRow,
-    Event,
-    Kind,
     ListenerSpec,
     PodSpec,
     ServiceRow,
     Tables,
     WorkloadRow,
 )
+from ztunnel.telemetry.accesslog import AccessLog
+from ztunnel.telemetry.series import TrafficSeries
 
 CLIENT_UID = "Kubernetes//Pod/perf/client"
 SERVER_UID = "Kubernetes//Pod/perf/server"
@@ -104,14 +105,6 @@ def pod(side: Side) -> PodSpec:
     return PodSpec(1, -1, (ip_address(side.address),), side.identity, uid, tuple(listeners))
 
 
-def line(event: Event) -> str:
-    """One access-log line, with what Envoy's has."""
-    return (
-        f"{event.start_unix_us} {event.src} {event.dst} {event.peer} {event.src_identity} {event.dst_identity}"
-        f" {event.bytes_sent} {event.bytes_recv} {event.duration_us} {event.reason.name} {event.detail}\n"
-    )
-
-
 def run(side: Side) -> None:
     stop_read, stop_write = os.pipe()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -130,13 +123,15 @@ def run(side: Side) -> None:
         poller = select.poll()
         poller.register(stop_read, select.POLLIN)
         poller.register(core.event_fd, select.POLLIN)
-        with side.log.open("w") as log:
+        with side.log.open("wb") as out:
+            names = Names(MeshSnapshot.build(1))
+            sinks = (AccessLog(names, out).on_events, TrafficSeries(names).on_events)
             while not any(fd == stop_read for fd, _ in poller.poll()):
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(core.event_fd)
                 while events := core.read_events():
-                    log.writelines(line(event) for event in events if event.kind is not Kind.NEED_CERT)
-                log.flush()
+                    for sink in sinks:
+                        sink(events)
     finally:
         core.close()
         os.close(stop_read)
