@@ -208,3 +208,21 @@ async def test_many_short_connections_at_once_each_get_their_own_answer(town: Pl
                 assert await conn.echo(word) == word
 
         await asyncio.gather(*(one(number) for number in range(200)))
+
+
+@pytest.mark.parametrize(
+    "server", ["town/server", "town/neighbour", "wild/stranger"], ids=["tunnel", "same-node", "plain"]
+)
+async def test_server_that_speaks_and_leaves_at_once_is_heard_to_its_end(
+    town: Playground, port: int, server: str
+) -> None:
+    """Its last word may be here before the client's own handshake is over."""
+
+    async def say(conn: Conn) -> None:
+        await conn.send(b"bye")
+
+    target = town.pod(server)
+    async with serving(target.listen(port), say):
+        for _ in range(100):
+            with await town.pod("town/client").dial(target.ip4, port) as conn:
+                assert await conn.recv_all() == b"bye"

@@ -191,6 +191,7 @@ static void join(struct zt_conn *c, int fd)
 		zt_conn_finish(c, ZT_R_INTERNAL, strerror(errno));
 		return;
 	}
+	c->client.fin = c->stream_fin_recv; /* a server that spoke and left before the client was let in */
 	zt_conn_opened(c);
 	zt_conn_later(c);
 }
