@@ -47,11 +47,17 @@ class Ztunnel:
         self.certificates_manager = CertificateManager(ca, self._on_certificate, ttl_s=config.ttl_s)
         self.pods = LocalPods(engine, cluster=config.cluster, trust_domain=config.trust_domain, on_change=self._on_pods)
         self.drainer = Drainer(engine, shutdown, deadline_s=config.drain_s)
-        self.client = ZdsClient(config.zds_socket, self.pods, engine, on_drain=self.drainer.hand_over)
         source = FileSource(
             config.dirs, status_dirs=config.status_dirs, cluster=config.cluster, trust_domain=config.trust_domain
         )
         self.feed = TableFeed(source, engine, config.node, self._on_snapshot)
+        self.client = ZdsClient(
+            config.zds_socket,
+            self.pods,
+            engine,
+            on_drain=self.drainer.hand_over,
+            before_add=lambda info: self.feed.wait_for(info.addresses),
+        )
         self._series = TrafficSeries(names, maximum=config.max_series, idle_s=config.series_idle_s)
         self._latencies = Latencies()
         self._access_log = AccessLog(names, log_fd, form=config.access_log_format, pod_name=self._pod_name)

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,13 +175,23 @@ def _dup(fd: int) -> int:
 
 
 class ZdsClient:
-    """Connects to the agent for ever and does what it says. `on_drain(deadline_ms)`: a successor has taken over."""
+    """Connects to the agent for ever and does what it says. `on_drain(deadline_ms)`: a successor has taken over.
+    `before_add`: awaited before a pod is served; its connections wait in their listeners."""
 
-    def __init__(self, path: Path, pods: LocalPods, engine: Engine, *, on_drain: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        pods: LocalPods,
+        engine: Engine,
+        *,
+        on_drain: Callable[[int], None],
+        before_add: Callable[[PodInfo], Awaitable[None]] | None = None,
+    ) -> None:
         self._path = path
         self._pods = pods
         self._engine = engine
         self._on_drain = on_drain
+        self._before_add = before_add
         self._named: set[str] = set()
         self._in_snapshot = True
         self._is_retired = False
@@ -228,6 +238,8 @@ class ZdsClient:
                     for pod in self._pods.all():
                         held = Held(pod.uid, pod.info, tuple(pod.listeners))
                         await endpoint.send(encode_response(held), pod.descriptors())
+                if isinstance(message, Add) and self._before_add is not None:
+                    await self._before_add(message.info)
                 error = self._apply(message, fds)
             await endpoint.send(encode_response(Ack(error)))
 

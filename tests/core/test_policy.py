@@ -31,7 +31,7 @@ from mesh.model.workload import Protocol, Workload, WorkloadUid
 from mesh.policy.evaluate import PolicySet, Request, evaluate
 from ztunnel.dataplane import policy_rows as rows
 from ztunnel.dataplane._native import InvalidArgument
-from ztunnel.dataplane.policy import compile_set, nothing_yet
+from ztunnel.dataplane.policy import compile_set
 from ztunnel.dataplane.policyset import CompiledPolicies
 
 T = TypeVar("T")
@@ -198,8 +198,8 @@ HERE = (rows.GuardRow(IPS[1], (0,)),)
 ANY = rule("any")
 
 
-def test_unknown_destination_is_closed_before_the_first_policies() -> None:
-    with CompiledPolicies(nothing_yet(1)) as compiled:
+def test_unknown_destination_is_closed() -> None:
+    with CompiledPolicies(rows.PolicyTables(1, deny_unknown=True)) as compiled:
         verdict = compiled.evaluate(IDENTITIES[0], IPS[0], IPS[1], 80)
 
     assert (verdict.allowed, verdict.rule) == (False, "no policy is known for this address")

@@ -253,6 +253,7 @@ void zt_outbound_retry_tunnel(struct zt_conn *c, enum zt_reason reason); /* same
 void zt_inbound_accept(struct zt_listener *l, int fd, const struct zt_addr *src);
 void zt_inbound_plain_accept(struct zt_listener *l, int fd, const struct zt_addr *src);
 void zt_inbound_request(struct zt_conn *c, struct zt_request *r);
+void zt_inbound_deny(struct zt_conn *c, const char *why); /* refuse it, or cut it when it is open */
 void zt_conn_connected(struct zt_conn *c, int err); /* the dialled socket stands (err 0) or failed */
 
 /* --- honest.c ------------------------------------------------------------------------------------------------------------ */
@@ -261,6 +262,11 @@ void zt_honest_answer(struct zt_conn *c);                                       
 void zt_honest_end(struct zt_conn *c, enum zt_reason reason);                     /* it does not, or never will */
 bool zt_honest_claim(struct zt_podw *p, int fd, const struct zt_addr *src);       /* takes fd if it was awaited */
 void zt_honest_mail(struct zt_podw *p, int fd, const struct zt_addr *src);        /* takes fd */
+
+/* --- authorize.c ------------------------------------------------------------------------------------------------------- */
+/* May an inbound connection with src and target known go on? Writes why not. */
+bool zt_authorize(const struct zt_conn *c, char *why, size_t cap);
+void zt_worker_policies(struct zt_worker *w, struct zt_policyset *set); /* takes the reference; cuts what is denied now */
 
 /* --- balance.c ---------------------------------------------------------------------------------------------------------- */
 struct zt_load { /* live connections of this worker to one endpoint */
@@ -390,6 +396,7 @@ enum zt_msg_kind {
 	ZT_M_POD_DEL,
 	ZT_M_DRAIN,
 	ZT_M_LIST,
+	ZT_M_POLICIES,
 	ZT_M_CLIENT, /* another worker accepted a socket that this one awaits */
 };
 
@@ -399,6 +406,7 @@ struct zt_msg {
 	struct zt_msg *next;
 	enum zt_msg_kind kind;
 	struct zt_tableset *tables;
+	struct zt_policyset *policies;
 	struct zt_identity *identity;
 	struct zt_name *name;
 	struct zt_pod *pod;
@@ -417,7 +425,7 @@ struct zt_slim {
 	struct zt_name *src_identity, *dst_identity, *service;
 	uint32_t kind;
 	uint8_t direction, path, reason, retries;
-	char detail[80];
+	char detail[128];
 };
 
 #define ZT_RING 2048
@@ -492,6 +500,7 @@ struct zt_worker {
 	struct zt_msg *mail_first, *mail_last;
 
 	struct zt_tableset *tables;
+	struct zt_policyset *policies; /* NULL = none were ever applied */
 	struct zt_map identities; /* zt_wanted by name */
 	struct zt_map pods;
 	struct zt_map loads;
@@ -540,6 +549,7 @@ struct zt_core {
 	int event_fd;
 	int sys_errno;
 	uint64_t epoch;
+	uint64_t policy_epoch;
 	uint64_t generation;
 	uint64_t *pods; /* ids in use */
 	size_t n_pods, cap_pods;

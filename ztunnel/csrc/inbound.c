@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "engine.h"
+#include "policy.h"
 
 static bool is_own_port(const struct zt_podw *p, uint16_t port)
 {
@@ -80,6 +81,14 @@ static void refuse(struct zt_conn *c, int status, enum zt_reason reason, const c
 	zt_conn_finish(c, reason, detail);
 }
 
+void zt_inbound_deny(struct zt_conn *c, const char *why)
+{
+	if (c->state == ZT_C_OPEN)
+		zt_conn_finish(c, ZT_R_DENIED, why);
+	else
+		refuse(c, 401, ZT_R_DENIED, why);
+}
+
 /* for="ip:port";host=name, as far as we need it (RFC 7239 4). What it says of the client is believed only where TCP
  * says the same.
  */
@@ -134,6 +143,16 @@ static void dial_app(struct zt_conn *c, const struct zt_addr *to)
 		zt_timer_set(&c->w->loop, &c->timer, c->w->cfg->connect_ms);
 }
 
+static void enter(struct zt_conn *c)
+{
+	char why[ZT_POLICY_TEXT];
+
+	if (zt_authorize(c, why, sizeof(why)))
+		dial_app(c, &c->target);
+	else
+		zt_inbound_deny(c, why);
+}
+
 void zt_inbound_request(struct zt_conn *c, struct zt_request *r)
 {
 	struct zt_addr to;
@@ -151,7 +170,7 @@ void zt_inbound_request(struct zt_conn *c, struct zt_request *r)
 	else {
 		c->dst = c->target = to;
 		read_forwarded(c, r->forwarded);
-		dial_app(c, &to);
+		enter(c);
 	}
 	zt_request_free(r);
 }
@@ -180,7 +199,7 @@ void zt_inbound_plain_accept(struct zt_listener *l, int fd, const struct zt_addr
 		zt_conn_finish(c, ZT_R_INTERNAL, strerror(errno));
 		return;
 	}
-	dial_app(c, &dst);
+	enter(c);
 }
 
 static void inbound_failed(struct zt_conn *c, int err)

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "engine.h"
+#include "policy.h"
 
 #define SPARE_BUFS 256 /* 4 MiB a worker at most; given back when nothing is buffered */
 
@@ -177,6 +178,7 @@ static void list_conns(struct zt_worker *w, struct zt_listing *l)
 void zt_msg_free(struct zt_msg *m)
 {
 	zt_tableset_put(m->tables);
+	zt_policyset_put(m->policies);
 	zt_identity_put_ref(m->identity);
 	zt_name_put(m->name);
 	if (m->pod)
@@ -200,6 +202,10 @@ static void obey(struct zt_worker *w, struct zt_msg *m)
 		zt_tableset_put(w->tables);
 		w->tables = m->tables;
 		m->tables = NULL;
+		break;
+	case ZT_M_POLICIES:
+		zt_worker_policies(w, m->policies);
+		m->policies = NULL;
 		break;
 	case ZT_M_IDENTITY:
 		put_identity(w, m->identity);
@@ -363,6 +369,8 @@ static void clean_up(struct zt_worker *w)
 	zt_map_free(&w->loads);
 	zt_tableset_put(w->tables);
 	w->tables = NULL;
+	zt_policyset_put(w->policies);
+	w->policies = NULL;
 	zt_bufpool_free(&w->bufs);
 }
 

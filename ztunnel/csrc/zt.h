@@ -372,6 +372,9 @@ void zt_policyset_evaluate(const struct zt_policyset *p, const struct zt_policy_
 			   struct zt_policy_verdict *out);
 /* Why, in words: the rule's name or what was missing. NUL-terminated, cut to cap; returns the length written. */
 size_t zt_policyset_explain(const struct zt_policyset *p, const struct zt_policy_verdict *v, char *buf, size_t cap);
+/* Replace the policies by which inbound connections are judged; before the first time all may come. New connections
+ * from now on; open ones that are denied now are cut within a turn of their worker, others are not touched. */
+int zt_policies_apply(struct zt_core *core, const struct zt_policies *policies, char *err, size_t err_cap);
 /* Name of a rule by index, empty when out of range. Valid while the set lives. */
 const char *zt_policyset_rule(const struct zt_policyset *p, uint32_t rule);
 

@@ -17,7 +17,9 @@ from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
 from ztunnel.dataplane import _zt  # type: ignore[attr-defined]
+from ztunnel.dataplane.policy_rows import PolicyTables
 from ztunnel.dataplane.policy_wire import STRUCTS as POLICY_STRUCTS
+from ztunnel.dataplane.policy_wire import Wire
 from ztunnel.dataplane.values import (
     Addr,
     CoreConfig,
@@ -60,6 +62,7 @@ class _Lib(Protocol):
     zt_counters: Callable[[Any, Any], int]
     zt_core_live: Callable[[Any], int]
     zt_policyset_new: Callable[[Any, Any, Any, int], int]
+    zt_policies_apply: Callable[[Any, Any, Any, int], int]
     zt_policyset_free: Callable[[Any], None]
     zt_policyset_evaluate: Callable[[Any, Any, Any], None]
     zt_policyset_explain: Callable[[Any, Any, Any, int], int]
@@ -355,6 +358,12 @@ class Core:
         raw.endpoints, raw.n_endpoints = endpoints, len(flat)
         err = ffi.new("char[]", ERROR_TEXT)
         self._check(lib.zt_tables_apply(self._handle(), raw, err, ERROR_TEXT), err)
+
+    def apply_policies(self, tables: PolicyTables) -> None:
+        """Cuts what they deny. Raises StaleTables, or InvalidArgument naming the row; the old policies stay."""
+        wire = Wire(ffi, tables)
+        err = ffi.new("char[]", ERROR_TEXT)
+        self._check(lib.zt_policies_apply(self._handle(), wire.raw, err, ERROR_TEXT), err)
 
     def add_pod(self, spec: PodSpec) -> None:
         """Takes the descriptors in `spec`; on failure they stay the caller's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from ztunnel.dataplane.policy_rows import PolicyTables
 from ztunnel.dataplane.values import Counters, Event, PodSpec, Tables
 
 
@@ -27,6 +28,8 @@ class Engine(Protocol):
     def del_identity(self, id: str) -> None: ...
 
     def apply(self, tables: Tables) -> None: ...
+
+    def apply_policies(self, tables: PolicyTables) -> None: ...
 
     def add_pod(self, spec: PodSpec) -> None:
         """Takes the descriptors in `spec`; on failure they stay the caller's."""

@@ -47,11 +47,6 @@ _ATTRS = {
 NO_IDENTITY = TestRow(Attr.PRINCIPAL, True, (ValueRow(Match.PRESENT),))
 
 
-def nothing_yet(epoch: int) -> PolicyTables:
-    """Before the first snapshot: everything inbound is denied."""
-    return PolicyTables(epoch, deny_unknown=True)
-
-
 def compile_policies(
     snapshot: MeshSnapshot, node: str | None, epoch: int, root_namespace: str = ROOT_NAMESPACE
 ) -> PolicyTables:

@@ -22,6 +22,7 @@ from mesh.model.workload import (
 from mesh.protocol.messages import ListenerName
 from nodeagent.pods.plan import ObservedPod
 from nodeagent.pods.seam import KernelError
+from ztunnel.dataplane.policy_rows import PolicyTables
 from ztunnel.dataplane.values import (
     Addr,
     Counters,
@@ -44,6 +45,7 @@ class FakeEngine:
         self.deleted: list[tuple[int, int]] = []
         self.identities: dict[str, bytes] = {}
         self.tables: Tables | None = None
+        self.policies: PolicyTables | None = None
         self.waiting: list[Event] = []
         self.open: list[Event] = []
         self.drained: list[int] = []
@@ -72,6 +74,9 @@ class FakeEngine:
 
     def apply(self, tables: Tables) -> None:
         self.tables = tables
+
+    def apply_policies(self, tables: PolicyTables) -> None:
+        self.policies = tables
 
     def add_pod(self, spec: PodSpec) -> None:
         if self.refuse:
