@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +169,11 @@ class Reason(IntEnum):
     IDLE = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One ended (or, from connections(), live) connection. Addresses are None where there is none; times as in zt.h."""
+class Event(NamedTuple):
+    """One ended (or, from connections(), live) connection. Addresses are None where there is none; times as in zt.h.
+
+    A tuple because one is made per connection: a frozen dataclass of twenty fields takes 4 us, this a tenth of it.
+    """
 
     id: int
     pod_id: int
