@@ -86,3 +86,19 @@ def service(
         "metadata": {"name": short, "namespace": where or "default"},
         "spec": spec,
     }
+
+
+def authorization_policy(name: str, *rules: Object, action: str = "ALLOW", app: str = "") -> Object:
+    """``app``: the pods it selects by that label; all of the namespace without."""
+    return _security("AuthorizationPolicy", name, {"action": action, "rules": list(rules)}, app)
+
+
+def peer_authentication(name: str, mode: str, app: str = "") -> Object:
+    return _security("PeerAuthentication", name, {"mtls": {"mode": mode}}, app)
+
+
+def _security(kind: str, name: str, spec: Object, app: str) -> Object:
+    where, _, short = name.rpartition("/")
+    selector = {"selector": {"matchLabels": {"app": app}}} if app else {}
+    meta = {"name": short, "namespace": where or "default"}
+    return {"apiVersion": "security.istio.io/v1", "kind": kind, "metadata": meta, "spec": {**spec, **selector}}
