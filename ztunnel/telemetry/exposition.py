@@ -10,6 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 
 from ztunnel.dataplane.values import Counters, Reason
+from ztunnel.telemetry.denials import LABELS as DENIAL_LABELS
+from ztunnel.telemetry.denials import Denials
 from ztunnel.telemetry.latency import Histogram, Latencies
 from ztunnel.telemetry.series import LABELS, Cell, TrafficSeries
 
@@ -30,8 +32,11 @@ class Reading:
 class Exposition:
     """Makes pages. A page of 20,000 sets of labels takes seconds, so page() may run on any thread."""
 
-    def __init__(self, series: TrafficSeries, latencies: Latencies, version: str) -> None:
+    def __init__(
+        self, series: TrafficSeries, latencies: Latencies, version: str, denials: Denials | None = None
+    ) -> None:
         self._series = series
+        self._denials = denials or Denials()
         self._latencies = latencies
         self._version = version
 
@@ -47,6 +52,7 @@ class Exposition:
         yield from _traffic(reading.cells)
         yield from _latencies(self._latencies)
         yield from _engine(reading.counters)
+        yield _refused(self._denials)
         yield from self._node(reading)
 
     def _node(self, reading: Reading) -> Iterable[Metric]:
@@ -101,6 +107,13 @@ def _traffic(cells: Sequence[Cell]) -> Iterable[Metric]:
         if cell.failed:
             failed.add_metric(cell.labels, cell.failed)
     return (opened, closed, failed, sent, received)
+
+
+def _refused(denials: Denials) -> Metric:
+    family = CounterMetricFamily("qanat_policy_denials", "Connections policy refused or cut.", labels=DENIAL_LABELS)
+    for labels, count in denials.counts().items():
+        family.add_metric(labels, count)
+    return family
 
 
 def _latencies(latencies: Latencies) -> Iterable[Metric]:
