@@ -166,7 +166,7 @@ class Ztunnel:
         return {
             "workloads": dump.workloads(snapshot),
             "services": dump.services(snapshot),
-            "policies": [],
+            "policies": dump.policies(snapshot),
             "stagedServices": {},
             "certificates": dump.certificates(self.certificates_manager.dump()),
             "workloadState": dump.workload_state(self.pods.all(), self._engine.connections()),

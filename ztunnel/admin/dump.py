@@ -9,8 +9,10 @@ import base64
 import datetime as dt
 from collections.abc import Iterable, Sequence
 
+from mesh.model.policy import PeerAuthentication, Policy
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import Health, Service, Workload
+from mesh.policy.evaluate import ROOT_NAMESPACE
 from ztunnel.dataplane.values import Addr, Direction, Event, Path
 from ztunnel.identity.manager import CertificateStatus, State
 from ztunnel.identity.x509 import CertificateInfo
@@ -34,6 +36,39 @@ def workloads(snapshot: MeshSnapshot) -> list[Json]:
             if endpoint.workload is not None:
                 services.setdefault(endpoint.workload, set()).add(key)
     return [_workload(one, sorted(services.get(one.uid, ()))) for one in snapshot.workloads.values()]
+
+
+def policies(snapshot: MeshSnapshot) -> list[Json]:
+    """ztunnel's keys, one empty group a rule, and ours: what a rule says stands in the user's object. ``httpFields``:
+    fields that only a waypoint could judge."""
+    return [_policy(one) for one in snapshot.policies.values()]
+
+
+def _policy(one: Policy) -> Json:
+    common: Json = {
+        "name": one.name,
+        "namespace": one.namespace,
+        "scope": _scope(one),
+        "selector": dict(one.selector),
+        "rejected": one.rejected,
+    }
+    if isinstance(one, PeerAuthentication):
+        ports = {str(port): mode.value for port, mode in one.ports.items()}
+        return {**common, "kind": "PeerAuthentication", "action": one.mode.value, "portLevel": ports, "rules": []}
+    return {
+        **common,
+        "kind": "AuthorizationPolicy",
+        "action": one.action.value.capitalize(),
+        "dryRun": one.dry_run,
+        "rules": [[] for _ in one.rules],
+        "httpFields": [path for rule in one.rules for path in rule.http],
+    }
+
+
+def _scope(one: Policy) -> str:
+    if one.selector:
+        return "WorkloadSelector"
+    return "Global" if one.namespace == ROOT_NAMESPACE else "Namespace"
 
 
 def _workload(one: Workload, services: Sequence[str]) -> Json:
