@@ -15,6 +15,7 @@ from nodeagent.capture import (
     CaptureError,
     CaptureSettings,
     PodCapture,
+    guard,
     netns_cookie,
     open_listeners,
     open_syn_sockets,
@@ -58,6 +59,8 @@ class CaptureKernel:
             return found
         for (kind, family), fd in answering.items():
             found[ListenerName(PORT_OUTBOUND, family, _KINDS[kind])] = fd
+        for family in {family for _, family in answering}:
+            _translated("guard the listener", guard, made.fds[PORT_OUTBOUND, family])
         return found
 
     def capture(

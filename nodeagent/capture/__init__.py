@@ -4,7 +4,7 @@
 from nodeagent.bpf.layouts import Address, AgentDown, Counter, SockAddr
 from nodeagent.capture.capture import Capture, CapturedPod, CaptureSettings, PodCapture
 from nodeagent.capture.errors import CaptureError, NotSupported
-from nodeagent.capture.listeners import Listeners, open_listeners, open_syn_sockets
+from nodeagent.capture.listeners import Listeners, guard, open_listeners, open_syn_sockets
 from nodeagent.capture.netns import netns_cookie
 from nodeagent.capture.pins import instances, purge, stale_schemas
 
@@ -20,6 +20,7 @@ __all__ = [
     "NotSupported",
     "PodCapture",
     "SockAddr",
+    "guard",
     "instances",
     "netns_cookie",
     "open_listeners",

@@ -7,17 +7,16 @@ The agent keeps its own copies and gives ztunnel duplicates: a killed ztunnel cl
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import socket
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from nodeagent.bpf.layouts import PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND
 from nodeagent.capture.netns import inside
+from nodeagent.capture.syn_filters import GUARD, SYN_MARK, WATCH, attach
 
 BACKLOG: Final = 1024
 
@@ -90,20 +89,14 @@ def open_listeners(netns_fd: int) -> Listeners:
 SynKey = tuple[Literal["watch", "replay"], int]
 """(kind, family 4 or 6)."""
 
-SYN_MARK: Final = 0x51A
-"""ZT_SYN_MARK of ztunnel/csrc/syn.h; setting a mark needs a capability that ztunnel lacks."""
-
-_SO_ATTACH_FILTER, _SOL_PACKET, _PACKET_IGNORE_OUTGOING = 26, 263, 23
+_SOL_PACKET, _PACKET_IGNORE_OUTGOING = 263, 23
 _ETHERTYPES: Final = {4: 0x0800, 6: 0x86DD}
 
 
 def _watch(family: int) -> socket.socket:
-    """Hears nothing until ztunnel puts its filter in place of ours."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
     try:
-        drop_all = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
-        program = struct.pack("HxxxxxxP" if struct.calcsize("P") == 8 else "HxxP", 1, ctypes.addressof(drop_all))
-        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+        attach(sock, WATCH[family])
         sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)  # what leaves on lo also arrives there
         sock.bind(("lo", _ETHERTYPES[family]))
     except BaseException:
@@ -141,6 +134,12 @@ def _open_syn_sockets() -> dict[SynKey, int]:
 
 
 def open_syn_sockets(netns_fd: int) -> dict[SynKey, int]:
-    """Sockets for honest connects (ztunnel/csrc/syn.h): packet sockets on the pod's `lo` that see SYNs once ztunnel
-    has set its filter, and raw sockets whose packets carry SYN_MARK. The caller owns them. Raises OSError."""
+    """Sockets for honest connects (ztunnel/csrc/syn.h): packet sockets on the pod's `lo` that see first SYNs to 15001,
+    and raw sockets whose packets carry SYN_MARK. The caller owns them. Raises OSError."""
     return inside(netns_fd, _open_syn_sockets)
+
+
+def guard(listener: int) -> None:
+    """From now on this 15001 listener ignores SYNs that nobody has replayed. Raises OSError."""
+    with socket.socket(fileno=os.dup(listener)) as sock:
+        attach(sock, GUARD)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from contextlib import ExitStack
 from ipaddress import ip_address
@@ -10,8 +11,8 @@ from ipaddress import ip_address
 import pytest
 
 from nodeagent.bpf.layouts import SockAddr
-from nodeagent.capture import open_syn_sockets
-from nodeagent.capture.listeners import SYN_MARK
+from nodeagent.capture import guard, open_syn_sockets
+from nodeagent.capture.syn_filters import SYN_MARK
 from tests.bpf.world import Captured, World, eventually, name_of
 
 ANY = {4: "0.0.0.0", 6: "::"}
@@ -126,20 +127,24 @@ def test_both_pods_captured_meet_through_both_listeners(mesh: Captured, world: W
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_syn_sockets_hear_nothing_until_ztunnel_sets_its_filter(mesh: Captured, world: World, family: int) -> None:
+def test_guarded_listener_leaves_first_syns_to_the_watch_socket(mesh: Captured, world: World, family: int) -> None:
     made = open_syn_sockets(world.a.fd)
     with ExitStack() as held:
         opened = {key: held.enter_context(socket.socket(fileno=fd)) for key, fd in made.items()}
         watch, replay = opened["watch", family], opened["replay", family]
+        address = ("203.0.113.7" if family == 4 else "2001:db8::7", 80)
 
-        with world.a.dial("203.0.113.7" if family == 4 else "2001:db8::7", 80):
-            mesh.accept(world.a, 15001, family).close()
-        with pytest.raises(BlockingIOError):
-            watch.recv(64)
-
-        watch.setsockopt(socket.SOL_SOCKET, 27, 0)  # SO_DETACH_FILTER
-        with world.a.dial("203.0.113.7" if family == 4 else "2001:db8::7", 80):
+        with world.a.dial(*address):
             mesh.accept(world.a, 15001, family).close()
         first = watch.recv(128)
         assert first[0] >> 4 == family
+        with pytest.raises(BlockingIOError):  # the rest of the connection is nobody's business
+            watch.recv(128)
+
+        guard(mesh.pod(world.a).listeners[15001, family])
+        with world.a.open(socket.AF_INET if family == 4 else socket.AF_INET6) as client:
+            client.setblocking(False)
+            client.connect_ex(address)
+            assert not select.select([], [client], [], 0.2)[1], "somebody answered"
+        assert watch.recv(128)[0] >> 4 == family
         assert replay.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == SYN_MARK

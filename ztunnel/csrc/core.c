@@ -111,6 +111,7 @@ int zt_core_new(const struct zt_config *cfg, struct zt_core **out)
 		}
 		atomic_store(&core->sockets_map, map);
 	}
+	core->aead = zt_aead_new();
 	core->bio = zt_tls_bio_method();
 	if (!core->bio || zt_hbone_callbacks(&core->client_cbs, &core->server_cbs))
 		goto fail;
@@ -228,6 +229,7 @@ void zt_core_free(struct zt_core *core)
 	nghttp2_session_callbacks_del(core->client_cbs);
 	nghttp2_session_callbacks_del(core->server_cbs);
 	BIO_meth_free(core->bio);
+	zt_aead_free(core->aead);
 	if (core->event_fd >= 0)
 		close(core->event_fd);
 	if (atomic_load(&core->sockets_map) >= 0)
@@ -442,11 +444,8 @@ static int spec_fd(const struct zt_pod_spec *s, enum zt_socket_kind kind, uint16
 /* Does a client of this family get its answer from the destination (honest.c), or from us at once? */
 static bool family_honest(const struct zt_core *core, const struct zt_pod_spec *s, uint16_t family)
 {
-	int watch = spec_fd(s, ZT_SOCK_WATCH, family);
-
-	return s->netns_cookie && atomic_load(&core->flows_map) >= 0 && watch >= 0 &&
-	       spec_fd(s, ZT_SOCK_REPLAY, family) >= 0 && !zt_syn_guard(spec_fd(s, ZT_SOCK_LISTEN, family)) &&
-	       !zt_syn_watch(watch, family, ZT_PORT_OUTBOUND);
+	return s->netns_cookie && atomic_load(&core->flows_map) >= 0 && spec_fd(s, ZT_SOCK_WATCH, family) >= 0 &&
+	       spec_fd(s, ZT_SOCK_REPLAY, family) >= 0 && zt_syn_is_guarded(spec_fd(s, ZT_SOCK_LISTEN, family));
 }
 
 static void take_sockets(struct zt_core *core, struct zt_pod *pod, const struct zt_pod_spec *s)
@@ -464,7 +463,7 @@ static void take_sockets(struct zt_core *core, struct zt_pod *pod, const struct 
 		if (l->kind == ZT_SOCK_LISTEN)
 			prepare_listener(l->fd);
 		if (l->kind == ZT_SOCK_LISTEN && l->port == ZT_PORT_OUTBOUND && !honest[l->family == 6])
-			zt_syn_unguard(l->fd); /* a predecessor may have set it */
+			zt_syn_unguard(l->fd);
 		pod->listen[pod->n_listen++] =
 			(struct zt_listen){ .fd = l->fd, .port = l->port, .family = l->family, .kind = l->kind };
 	}

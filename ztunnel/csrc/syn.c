@@ -2,9 +2,7 @@
 #include "syn.h"
 
 #include <errno.h>
-#include <linux/filter.h>
 #include <netinet/in.h>
-#include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -209,31 +207,11 @@ size_t zt_syn_unreachable(const struct zt_syn *syn, uint8_t *out)
 	return ip + ICMP_LEN + quote;
 }
 
-#define LOAD_MARK BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (uint32_t)(SKF_AD_OFF + SKF_AD_MARK))
-#define PASS BPF_STMT(BPF_RET | BPF_K, 0xffffffff)
-#define DROP BPF_STMT(BPF_RET | BPF_K, 0)
-
-static int attach(int fd, struct sock_filter *code, size_t n)
+bool zt_syn_is_guarded(int fd)
 {
-	struct sock_fprog prog = { .len = (unsigned short)n, .filter = code };
+	socklen_t steps = 0; /* asked for none: the kernel answers how many there are (socket(7), SO_GET_FILTER) */
 
-	return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &prog, sizeof(prog)) ? -ZT_ESYS : 0;
-}
-
-/* On a TCP socket the filter sees the packet from the TCP header on. */
-int zt_syn_guard(int fd)
-{
-	struct sock_filter code[] = {
-		BPF_STMT(BPF_LD | BPF_B | BPF_ABS, TCP_FLAGS),
-		BPF_STMT(BPF_ALU | BPF_AND | BPF_K, FLAG_SYN | FLAG_ACK),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, FLAG_SYN, 0, 2),
-		LOAD_MARK,
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ZT_SYN_MARK, 0, 1),
-		PASS,
-		DROP,
-	};
-
-	return attach(fd, code, sizeof(code) / sizeof(code[0]));
+	return !getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, NULL, &steps) && steps > 0;
 }
 
 int zt_syn_unguard(int fd)
@@ -243,42 +221,6 @@ int zt_syn_unguard(int fd)
 	if (setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &none, sizeof(none)) && errno != ENOENT)
 		return -ZT_ESYS;
 	return 0;
-}
-
-/* On a SOCK_DGRAM packet socket the filter sees the packet from the network header on. */
-int zt_syn_watch(int fd, int family, uint16_t port)
-{
-	struct sock_filter ip4[] = {
-		BPF_STMT(BPF_LD | BPF_B | BPF_ABS, IPPROTO_OFF4),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, IPPROTO_TCP, 0, 9),
-		BPF_STMT(BPF_LDX | BPF_B | BPF_MSH, 0), /* X = header length */
-		BPF_STMT(BPF_LD | BPF_B | BPF_IND, TCP_FLAGS),
-		BPF_STMT(BPF_ALU | BPF_AND | BPF_K, FLAG_SYN | FLAG_ACK),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, FLAG_SYN, 0, 5),
-		BPF_STMT(BPF_LD | BPF_H | BPF_IND, 2),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, port, 0, 3),
-		LOAD_MARK,
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ZT_SYN_MARK, 1, 0),
-		PASS,
-		DROP,
-	};
-	struct sock_filter ip6[] = {
-		BPF_STMT(BPF_LD | BPF_B | BPF_ABS, NEXT_OFF6),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, IPPROTO_TCP, 0, 8),
-		BPF_STMT(BPF_LD | BPF_B | BPF_ABS, IP6_LEN + TCP_FLAGS),
-		BPF_STMT(BPF_ALU | BPF_AND | BPF_K, FLAG_SYN | FLAG_ACK),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, FLAG_SYN, 0, 5),
-		BPF_STMT(BPF_LD | BPF_H | BPF_ABS, IP6_LEN + 2),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, port, 0, 3),
-		LOAD_MARK,
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ZT_SYN_MARK, 1, 0),
-		PASS,
-		DROP,
-	};
-
-	if (family == 4)
-		return attach(fd, ip4, sizeof(ip4) / sizeof(ip4[0]));
-	return attach(fd, ip6, sizeof(ip6) / sizeof(ip6[0]));
 }
 
 int zt_syn_send(int fd, const struct zt_addr *to, const uint8_t *pkt, size_t len)

@@ -3,7 +3,7 @@
  *
  * A captured connect() goes to the pod's own loopback port 15001. If the kernel answered its SYN at once, the
  * application would see "connected" where without the mesh it sees "refused" or "timed out". So:
- *   - a classic filter on the 15001 listener drops every first SYN that does not carry ZT_SYN_MARK;
+ *   - a classic filter on the 15001 listener drops every first SYN that does not carry a mark;
  *   - a packet socket on the pod's `lo` shows us the same SYN; we dial the destination;
  *   - it answered: the SYN is sent again, marked, and the kernel completes an ordinary handshake;
  *   - it refused: a RST answers the SYN, connect() fails with ECONNREFUSED; it cannot be reached: an ICMP message
@@ -17,14 +17,11 @@
 #ifndef ZT_SYN_H
 #define ZT_SYN_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "zt.h"
-
-/* SO_MARK of replayed SYNs. Visible only on the pod's `lo`; forging it needs CAP_NET_ADMIN in the pod and gains
- * nothing but an early handshake. */
-#define ZT_SYN_MARK 0x51a
 
 /* IPv4 header (60) or IPv6 header (40) and TCP header (60) with options. */
 #define ZT_SYN_MAX 120
@@ -49,13 +46,10 @@ size_t zt_syn_replay(const struct zt_syn *syn, uint8_t *out);
 size_t zt_syn_reset(const struct zt_syn *syn, uint8_t *out);
 size_t zt_syn_unreachable(const struct zt_syn *syn, uint8_t *out);
 
-/* Make listener `fd` ignore unmarked SYNs; undo it. Return 0 or -ZT_ESYS. */
-int zt_syn_guard(int fd);
+/* Does listener `fd` ignore unmarked SYNs? The agent sets that filter (nodeagent/capture/syn_filters.py): a process
+ * without capabilities may not. Anyone may take it off: zt_syn_unguard() returns 0 or -ZT_ESYS. */
+bool zt_syn_is_guarded(int fd);
 int zt_syn_unguard(int fd);
-
-/* Restrict packet socket `fd` (AF_PACKET, SOCK_DGRAM, bound to `lo`) of `family` to unmarked first SYNs to TCP
- * port `port`. Returns 0 or -ZT_ESYS. */
-int zt_syn_watch(int fd, int family, uint16_t port);
 
 /* Send `len` bytes of `pkt` from raw socket `fd` (IPPROTO_RAW) of the family of `to`. Returns 0 or -ZT_ESYS. */
 int zt_syn_send(int fd, const struct zt_addr *to, const uint8_t *pkt, size_t len);
