@@ -17,7 +17,7 @@ REQUIRED=(
 	curl openssl nginx-light\|nginx redis-server redis-tools socat
 )
 # Without these a part of the tooling is left out, and says so.
-OPTIONAL=(clang-format valgrind bpftool\|linux-tools-common python3-bpfcc nghttp2-client strace iputils-ping)
+OPTIONAL=(libipsec-mb-dev clang-format valgrind bpftool\|linux-tools-common python3-bpfcc nghttp2-client strace iputils-ping)
 
 problems=0
 say() { printf '%s\n' "$*"; }

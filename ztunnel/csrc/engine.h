@@ -12,6 +12,7 @@
 #include <openssl/ssl.h>
 #include <pthread.h>
 
+#include "aead.h"
 #include "base.h"
 #include "buf.h"
 #include "loop.h"
@@ -22,9 +23,9 @@
 #define ZT_PORT_HBONE 15008
 
 /* Worker scratch: what one recv() takes, the plaintext of it, plaintext on its way to SSL_write, and its records. */
-#define ZT_IN_CAP (512u * 1024)
+#define ZT_IN_CAP (128u * 1024)
 #define ZT_PLAIN_CAP (ZT_IN_CAP + 20u * 1024) /* a record begun in an earlier read may end in this one */
-#define ZT_OUT_CAP (512u * 1024)
+#define ZT_OUT_CAP (128u * 1024)
 #define ZT_SEAL_CAP (ZT_OUT_CAP + 16u * 1024) /* 22 bytes a record, and handshake messages */
 #define ZT_MAX_TRIES 8
 
@@ -554,6 +555,7 @@ struct zt_core {
 	uint64_t *pods; /* ids in use */
 	size_t n_pods, cap_pods;
 	BIO_METHOD *bio;
+	struct zt_aead *aead; /* NULL = OpenSSL's own */
 	nghttp2_session_callbacks *client_cbs, *server_cbs;
 	_Atomic uint32_t event_signalled;
 	pthread_mutex_t pending_lock;

@@ -10,7 +10,7 @@
 #include "engine.h"
 
 #define FRAME_HEADER 9
-#define FRAME_CAP (256u * 1024)    /* payload of one DATA frame of ours: few reads, full segments; others wait 0.2 ms */
+#define FRAME_CAP (128u * 1024)    /* payload of one DATA frame of ours: few reads, full segments */
 #define FRAME_MIN_ROOM (4u * 1024) /* less room than this: seal first */
 #define CONTROL_ROOM (20u * 1024)  /* any other frame of ours is smaller (nghttp2 makes them of 16 KiB at most) */
 #define SERVER_HEADERS_MAX (64u * 1024)

@@ -189,9 +189,11 @@ static int fail_text(char *err, size_t cap, const char *what)
 	return -ZT_ETLS;
 }
 
-static SSL_CTX *context(bool server, STACK_OF(X509) *chain, EVP_PKEY *key, X509_STORE *roots)
+static SSL_CTX *context(const struct zt_core *core, bool server, STACK_OF(X509) *chain, EVP_PKEY *key,
+			X509_STORE *roots)
 {
-	SSL_CTX *ctx = SSL_CTX_new(server ? TLS_server_method() : TLS_client_method());
+	SSL_CTX *ctx = SSL_CTX_new_ex(zt_aead_libctx(core->aead), zt_aead_properties(core->aead),
+				      server ? TLS_server_method() : TLS_client_method());
 
 	if (!ctx)
 		return NULL;
@@ -223,17 +225,21 @@ fail:
 	return NULL;
 }
 
-static STACK_OF(X509) *read_certs(struct zt_str pem)
+/* Certificates and keys live in the core's library context, as all that works with them. */
+static STACK_OF(X509) *read_certs(const struct zt_core *core, struct zt_str pem)
 {
 	BIO *bio = BIO_new_mem_buf(pem.ptr, (int)pem.len);
 	STACK_OF(X509) *certs = sk_X509_new_null();
-	X509 *x;
 
-	while (bio && certs && sk_X509_num(certs) < 1024 && (x = PEM_read_bio_X509(bio, NULL, NULL, NULL)))
-		if (!sk_X509_push(certs, x)) {
+	while (bio && certs && sk_X509_num(certs) < 1024) {
+		X509 *x = X509_new_ex(zt_aead_libctx(core->aead), NULL);
+
+		/* On failure PEM_read_bio_X509() has freed it, or not touched it: it says which through the pointer. */
+		if (!x || !PEM_read_bio_X509(bio, &x, NULL, NULL) || !sk_X509_push(certs, x)) {
 			X509_free(x);
 			break;
 		}
+	}
 	BIO_free(bio);
 	ERR_clear_error(); /* "no more PEM" */
 	return certs;
@@ -261,10 +267,10 @@ int zt_identity_new(struct zt_core *core, struct zt_str id, struct zt_str chain_
 
 	if (!id.len || id.len > SPIFFE_MAX || chain_pem.len > PEM_MAX || key_pem.len > PEM_MAX || roots_pem.len > PEM_MAX)
 		return -ZT_EINVAL;
-	chain = read_certs(chain_pem);
-	roots = read_certs(roots_pem);
+	chain = read_certs(core, chain_pem);
+	roots = read_certs(core, roots_pem);
 	bio = BIO_new_mem_buf(key_pem.ptr, (int)key_pem.len);
-	key = bio ? PEM_read_bio_PrivateKey(bio, NULL, no_password, NULL) : NULL;
+	key = bio ? PEM_read_bio_PrivateKey_ex(bio, NULL, no_password, NULL, zt_aead_libctx(core->aead), NULL) : NULL;
 	store = X509_STORE_new();
 	if (!sk_X509_num(chain) || sk_X509_num(chain) > CHAIN_MAX) {
 		fail_text(err, err_cap, "no certificate in the chain, or too many");
@@ -296,8 +302,8 @@ int zt_identity_new(struct zt_core *core, struct zt_str id, struct zt_str chain_
 	atomic_init(&ident->refs, 1);
 	ident->generation = ++core->generation;
 	ident->name = zt_name_get(san);
-	ident->client = context(false, chain, key, store);
-	ident->server = context(true, chain, key, store);
+	ident->client = context(core, false, chain, key, store);
+	ident->server = context(core, true, chain, key, store);
 	if (!ident->client || !ident->server) {
 		fail_text(err, err_cap, "certificate and key refused");
 		zt_identity_put_ref(ident);

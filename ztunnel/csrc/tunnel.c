@@ -12,7 +12,7 @@
 
 #include "engine.h"
 
-#define RUN_ROUNDS 2            /* of up to ZT_IN_CAP in and ZT_OUT_CAP out, then the others' turn */
+#define RUN_ROUNDS 4            /* of up to ZT_IN_CAP in and ZT_OUT_CAP out, then the others' turn */
 #define GOAWAY_SETTLE_MS 1000   /* between the notice and the GOAWAY that counts */
 
 static void on_ready(struct zt_io *io);
