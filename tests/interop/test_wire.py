@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from hyperframe.frame import (
@@ -23,7 +24,7 @@ from perf.peers.certs import TestAuthority
 from tests.interop import bench, wire
 from tests.interop.bench import CLIENT_ID, ENVOY_IP, HBONE, OUR_IP, SERVER_ID, VIP, Client, Engine
 from tests.interop.wire import Peer, tls_context
-from ztunnel.dataplane.values import CoreConfig, Reason
+from ztunnel.dataplane.values import CoreConfig, Kind, Reason
 
 ECHO = (VIP, bench.ECHO_PORT)
 STREAM_WINDOW, CONNECTION_WINDOW, MAX_FRAME = 4 << 20, 16 << 20, 1 << 20
@@ -286,3 +287,19 @@ async def test_server_announces_its_drain(our_server: Engine, dialled: Peer) -> 
     dialled.send(DataFrame(1, b"goes on"))
 
     assert (await dialled.expect(DataFrame, 1)).data == b"goes on"
+
+
+async def test_altered_record_ends_the_tunnel(authority: TestAuthority, our_server: Engine, tmp_path: Path) -> None:
+    context = tls_context(authority.issue(CLIENT_ID).write(tmp_path), server=False)
+    raw = await wire.MemoryTls.open(OUR_IP, HBONE, context)
+    await raw.write(wire.PREFACE + SettingsFrame(0).serialize())
+    await bench.eventually("the tunnel stands", lambda: our_server.core.counters().tunnels_in_live == 1)
+
+    sealed = bytearray(raw.seal(PingFrame(0, b"unharmed").serialize()))
+    sealed[-1] ^= 1
+    raw.writer.write(bytes(sealed))
+
+    event = await our_server.event("the refusal", lambda e: e.kind is Kind.TUNNEL)
+    assert event.reason is Reason.TLS
+    await bench.eventually("the tunnel is gone", lambda: our_server.core.counters().tunnels_in_live == 0)
+    raw.writer.close()
