@@ -125,9 +125,9 @@ enum qn_counter {
 	QN_CNT_IN_PASS_HBONE = 8,   /* inbound: port 15008 */
 	QN_CNT_IN_PASS_HOST = 9,    /* inbound: from the node's own namespace (probes) */
 	QN_CNT_IN_DROPPED = 10,     /* inbound: no listener to hand it to: refused */
-	QN_CNT_IN_REFUSED_PORT = 11,/* inbound: dialled 15001 or 15006 directly: refused */
-	QN_CNT_PASS_AGENT = 12,     /* capture: agent down and onAgentDown is open */
-	QN_CNT_IN_PASS_AGENT = 13,  /* inbound: no listener, agent down and onAgentDown is open */
+	QN_CNT_IN_REFUSED_PORT = 11, /* inbound: dialled 15001 or 15006 directly: refused */
+	QN_CNT_PASS_AGENT = 12,      /* capture: agent down and onAgentDown is open */
+	QN_CNT_IN_PASS_AGENT = 13,   /* inbound: no listener, agent down and onAgentDown is open */
 	QN_CNT_MAX = 16,
 };
 

@@ -32,7 +32,8 @@
 #define CHECK(claim)                                                                                                   \
 	do {                                                                                                           \
 		if (!(claim)) {                                                                                        \
-			fprintf(stderr, "%s:%d: failed: %s (errno %s)\n", __FILE__, __LINE__, #claim, strerror(errno)); \
+			fprintf(stderr, "%s:%d: failed: %s (errno %s)\n", __FILE__, __LINE__, #claim,                  \
+				strerror(errno));                                                                      \
 			exit(1);                                                                                       \
 		}                                                                                                      \
 	} while (0)
@@ -344,10 +345,17 @@ static const unsigned char preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4
 /* HEADERS of a CONNECT to an address that is not ours (HPACK literals), stream `id`. */
 static size_t connect_frame(unsigned char *out, uint32_t id)
 {
-	static const unsigned char block[] = { 0x02, 7, 'C', 'O', 'N', 'N', 'E', 'C', 'T', 0x01, 9,
-					       '1',  '.', '2', '.', '3', '.', '4', ':', '5' };
-	unsigned char head[9] = { 0, 0, sizeof(block), 1, 4, (unsigned char)(id >> 24), (unsigned char)(id >> 16),
-				  (unsigned char)(id >> 8), (unsigned char)id };
+	static const unsigned char block[] = { 0x02, 7,   'C', 'O', 'N', 'N', 'E', 'C', 'T', 0x01,
+					       9,    '1', '.', '2', '.', '3', '.', '4', ':', '5' };
+	unsigned char head[9] = { 0,
+				  0,
+				  sizeof(block),
+				  1,
+				  4,
+				  (unsigned char)(id >> 24),
+				  (unsigned char)(id >> 16),
+				  (unsigned char)(id >> 8),
+				  (unsigned char)id };
 
 	memcpy(out, head, 9);
 	memcpy(out + 9, block, sizeof(block));
@@ -363,7 +371,8 @@ static void write_some(SSL *ssl, const void *data, size_t len)
 
 static void *hostile(void *arg)
 {
-	SSL_CTX *good = peer_context(CLIENT_ID), *none = peer_context(NULL), *wrong = peer_context("spiffe://else/ns/a/sa/b");
+	SSL_CTX *good = peer_context(CLIENT_ID), *none = peer_context(NULL),
+		*wrong = peer_context("spiffe://else/ns/a/sa/b");
 	unsigned seed = 77;
 	unsigned char frame[256], noise[2048];
 	SSL *ssl;
@@ -402,7 +411,9 @@ static void *hostile(void *arg)
 			ssl = tls_peer(good);
 			write_some(ssl, preface, sizeof(preface));
 			for (uint32_t id = 1; id < 2000; id += 2) {
-				unsigned char rst[13] = { 0, 0, 4, 3, 0, 0, 0, (unsigned char)(id >> 8), (unsigned char)id, 0, 0, 0, 8 };
+				unsigned char rst[13] = {
+					0, 0, 4, 3, 0, 0, 0, (unsigned char)(id >> 8), (unsigned char)id, 0, 0, 0, 8
+				};
 				size_t n = connect_frame(frame, id);
 
 				memcpy(frame + n, rst, sizeof(rst));
@@ -440,8 +451,14 @@ static uint64_t epoch;
 static void apply(struct zt_core *core)
 {
 	struct zt_workload_row workloads[] = {
-		{ .addr = addr(SERVER_IP, 0), .protocol = ZT_PROTO_HBONE, .identity = str(SERVER_ID), .uid = str("c//Pod/shop/web") },
-		{ .addr = addr("127.88.0.11", 0), .protocol = ZT_PROTO_HBONE, .identity = str(SERVER_ID), .uid = str("gone") },
+		{ .addr = addr(SERVER_IP, 0),
+		  .protocol = ZT_PROTO_HBONE,
+		  .identity = str(SERVER_ID),
+		  .uid = str("c//Pod/shop/web") },
+		{ .addr = addr("127.88.0.11", 0),
+		  .protocol = ZT_PROTO_HBONE,
+		  .identity = str(SERVER_ID),
+		  .uid = str("gone") },
 	};
 	struct zt_endpoint_row endpoints[] = { { 0, app_port }, { 0, app_port == 9 ? 10 : 9 }, { 1, app_port } };
 	struct zt_service_row services[] = { { .vip = addr(VIP, VIP_PORT),

@@ -11,7 +11,7 @@
 
 #include "zt.h"
 
-#define zt_container(ptr, type, member) ((type *)(void *)((char *)(ptr) - offsetof(type, member)))
+#define zt_container(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
 #define ZT_COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
 /* --- lists: circular, intrusive. A node that is in no list points at itself. ----------------------------------- */
@@ -105,7 +105,7 @@ bool zt_name_is(const struct zt_name *n, const char *s, size_t len);
 /* --- addresses ----------------------------------------------------------------------------------------------------- */
 #define ZT_ADDR_TEXT 64 /* "[v6]:port" and NUL */
 
-bool zt_addr_equal(const struct zt_addr *a, const struct zt_addr *b);    /* with port */
+bool zt_addr_equal(const struct zt_addr *a, const struct zt_addr *b); /* with port */
 bool zt_addr_same_ip(const struct zt_addr *a, const struct zt_addr *b);
 bool zt_addr_is_loopback(const struct zt_addr *a);
 uint64_t zt_addr_hash(const struct zt_addr *a);

@@ -24,25 +24,13 @@ void zt_config_default(struct zt_config *cfg)
 {
 	*cfg = (struct zt_config){
 		/* Windows, frame, streams, pings, pool: ztunnel's (DESIGN 5, research/istio-ambient.md 2.2, 2.6). */
-		.stream_window = 4u << 20,
-		.conn_window = 16u << 20,
-		.max_frame = 1u << 20,
-		.server_max_streams = 200,
-		.pool_max_streams = 100,
-		.ping_ms = 10000,
-		.ping_timeout_ms = 20000,
-		.tunnel_idle_ms = 300000,
-		.connect_ms = 10000,
+		.stream_window = 4u << 20, .conn_window = 16u << 20,   .max_frame = 1u << 20,
+		.server_max_streams = 200, .pool_max_streams = 100,    .ping_ms = 10000,
+		.ping_timeout_ms = 20000,  .tunnel_idle_ms = 300000,   .connect_ms = 10000,
 		.handshake_ms = 10000, /* ours: ztunnel has no limit, and a silent peer keeps a socket for ever */
-		.preamble_ms = 30000,
-		.cert_wait_ms = 10000,
-		.linger_ms = 10000,
-		.max_conns = 200000,
-		.max_conns_per_pod = 50000,
-		.max_tunnels_per_pod = 10000,
-		.max_handshakes = 4096,
-		.max_buffer = 32u << 20,
-		.retry_endpoints = 3,
+		.preamble_ms = 30000,      .cert_wait_ms = 10000,      .linger_ms = 10000,
+		.max_conns = 200000,       .max_conns_per_pod = 50000, .max_tunnels_per_pod = 10000,
+		.max_handshakes = 4096,    .max_buffer = 32u << 20,    .retry_endpoints = 3,
 	};
 }
 

@@ -83,8 +83,8 @@ struct zt_identity {
 	SSL_CTX *server;
 };
 
-int zt_identity_new(struct zt_core *core, struct zt_str id, struct zt_str chain, struct zt_str key,
-		    struct zt_str roots, struct zt_identity **out, char *err, size_t err_cap);
+int zt_identity_new(struct zt_core *core, struct zt_str id, struct zt_str chain, struct zt_str key, struct zt_str roots,
+		    struct zt_identity **out, char *err, size_t err_cap);
 struct zt_identity *zt_identity_get(struct zt_identity *i);
 void zt_identity_put_ref(struct zt_identity *i);
 int zt_tls_attach(struct zt_tunnel *t); /* make t->ssl; 0 or -ZT_ENOMEM */
@@ -134,7 +134,7 @@ struct zt_listener { /* one worker's view of a listening socket */
 	uint16_t family;
 };
 
-struct zt_podw { /* one worker's view of a pod */
+struct zt_podw {             /* one worker's view of a pod */
 	struct zt_node node; /* w->pods by id */
 	struct zt_worker *w;
 	struct zt_pod *pod;
@@ -150,7 +150,7 @@ struct zt_podw { /* one worker's view of a pod */
 };
 
 void zt_listener_accept(struct zt_podw *p, uint16_t family); /* what waits on 15001 */
-int zt_podw_add(struct zt_worker *w, struct zt_pod *pod); /* takes the reference on success */
+int zt_podw_add(struct zt_worker *w, struct zt_pod *pod);    /* takes the reference on success */
 void zt_podw_drain(struct zt_podw *p, bool remove, uint32_t drain_ms);
 void zt_podw_cut(struct zt_podw *p, enum zt_reason reason);
 void zt_podw_maybe_free(struct zt_podw *p);
@@ -200,10 +200,10 @@ struct zt_conn {
 	uint8_t fresh_retries; /* same destination, another tunnel */
 	bool stream_fin_sent;
 	bool stream_fin_recv;
-	bool deferred;   /* nghttp2 waits for nghttp2_session_resume_data() */
-	bool broken;     /* the socket has failed: finish from the todo list */
-	bool rst_after;  /* reset arrived after END_STREAM: deliver, then reset */
-	bool stop_read;  /* the stream is closed: nothing to read for */
+	bool deferred;  /* nghttp2 waits for nghttp2_session_resume_data() */
+	bool broken;    /* the socket has failed: finish from the todo list */
+	bool rst_after; /* reset arrived after END_STREAM: deliver, then reset */
+	bool stop_read; /* the stream is closed: nothing to read for */
 	uint8_t broken_reason;
 	struct zt_end client; /* outbound, 15006: accepted */
 	struct zt_end app;    /* inbound, plain: dialled */
@@ -220,8 +220,8 @@ struct zt_conn {
 	uint32_t tried[ZT_MAX_TRIES];
 	uint8_t n_tried;
 	struct zt_request *request;
-	struct zt_honest *honest; /* the client's connect() has not been answered yet */
-	struct zt_pool *pool; /* while waiting in one */
+	struct zt_honest *honest;          /* the client's connect() has not been answered yet */
+	struct zt_pool *pool;              /* while waiting in one */
 	size_t touched_head, touched_tail; /* run in w->chunks, +1; 0 = none */
 	int64_t start_unix_us, start_us, connect_us, handshake_us;
 	uint64_t sent, recv;
@@ -235,7 +235,7 @@ void zt_conn_finish(struct zt_conn *c, enum zt_reason reason, const char *detail
 /* From inside nghttp2 callbacks: look at it again, or end it, later in this turn. */
 void zt_conn_later(struct zt_conn *c);
 void zt_conn_break(struct zt_conn *c, enum zt_reason reason);
-void zt_conn_todo(struct zt_conn *c); /* what the two above asked for */
+void zt_conn_todo(struct zt_conn *c);                         /* what the two above asked for */
 int zt_end_open(struct zt_conn *c, struct zt_end *e, int fd); /* takes fd on success */
 void zt_end_close(struct zt_conn *c, struct zt_end *e, bool reset);
 void zt_conn_opened(struct zt_conn *c);
@@ -246,8 +246,8 @@ void zt_reset_fd(int fd);
 
 /* --- outbound.c, inbound.c --------------------------------------------------------------------------------------------- */
 void zt_outbound_accept(struct zt_listener *l, int fd, const struct zt_addr *src);
-void zt_outbound_start(struct zt_conn *c);            /* decide, and set up what the client will talk to */
-void zt_outbound_cert(struct zt_conn *c);             /* the certificate has come */
+void zt_outbound_start(struct zt_conn *c); /* decide, and set up what the client will talk to */
+void zt_outbound_cert(struct zt_conn *c);  /* the certificate has come */
 void zt_outbound_status(struct zt_conn *c, int status, const char *error);
 void zt_outbound_failed(struct zt_conn *c, enum zt_reason reason, const char *detail); /* try elsewhere or give up */
 void zt_outbound_retry_tunnel(struct zt_conn *c, enum zt_reason reason); /* same destination, fresh tunnel */
@@ -255,19 +255,20 @@ void zt_inbound_accept(struct zt_listener *l, int fd, const struct zt_addr *src)
 void zt_inbound_plain_accept(struct zt_listener *l, int fd, const struct zt_addr *src);
 void zt_inbound_request(struct zt_conn *c, struct zt_request *r);
 void zt_inbound_deny(struct zt_conn *c, const char *why); /* refuse it, or cut it when it is open */
-void zt_conn_connected(struct zt_conn *c, int err); /* the dialled socket stands (err 0) or failed */
+void zt_conn_connected(struct zt_conn *c, int err);       /* the dialled socket stands (err 0) or failed */
 
 /* --- honest.c ------------------------------------------------------------------------------------------------------------ */
-void zt_honest_readable(struct zt_io *io);                                        /* a watch socket has SYNs */
-void zt_honest_answer(struct zt_conn *c);                                         /* the upstream stands */
-void zt_honest_end(struct zt_conn *c, enum zt_reason reason);                     /* it does not, or never will */
-bool zt_honest_claim(struct zt_podw *p, int fd, const struct zt_addr *src);       /* takes fd if it was awaited */
-void zt_honest_mail(struct zt_podw *p, int fd, const struct zt_addr *src);        /* takes fd */
+void zt_honest_readable(struct zt_io *io);                                  /* a watch socket has SYNs */
+void zt_honest_answer(struct zt_conn *c);                                   /* the upstream stands */
+void zt_honest_end(struct zt_conn *c, enum zt_reason reason);               /* it does not, or never will */
+bool zt_honest_claim(struct zt_podw *p, int fd, const struct zt_addr *src); /* takes fd if it was awaited */
+void zt_honest_mail(struct zt_podw *p, int fd, const struct zt_addr *src);  /* takes fd */
 
 /* --- authorize.c ------------------------------------------------------------------------------------------------------- */
 /* May an inbound connection with src and target known go on? Writes why not. */
 bool zt_authorize(const struct zt_conn *c, char *why, size_t cap);
-void zt_worker_policies(struct zt_worker *w, struct zt_policyset *set); /* takes the reference; cuts what is denied now */
+void zt_worker_policies(struct zt_worker *w,
+			struct zt_policyset *set); /* takes the reference; cuts what is denied now */
 
 /* --- balance.c ---------------------------------------------------------------------------------------------------------- */
 struct zt_load { /* live connections of this worker to one endpoint */
@@ -287,7 +288,7 @@ enum zt_tunnel_state {
 	ZT_T_HANDSHAKE,
 	ZT_T_SETTINGS, /* TLS stands, the peer's SETTINGS are awaited */
 	ZT_T_OPEN,
-	ZT_T_CLOSING,  /* HTTP/2 has ended, last bytes leave */
+	ZT_T_CLOSING, /* HTTP/2 has ended, last bytes leave */
 	ZT_T_DEAD,
 };
 
@@ -310,8 +311,8 @@ struct zt_tunnel {
 	uint64_t id;
 	uint64_t ping_sent_ms; /* 0 = none under way */
 	int64_t start_us, handshake_us, start_unix_us;
-	size_t buffered;       /* bytes waiting for sockets behind it */
-	size_t owed;           /* connection window held back */
+	size_t buffered; /* bytes waiting for sockets behind it */
+	size_t owed;     /* connection window held back */
 	uint32_t n_streams, total_streams;
 	uint64_t rst_at_ms;
 	int32_t rst_tokens;
@@ -322,27 +323,27 @@ struct zt_tunnel {
 	bool draining;    /* takes no new streams */
 	bool goaway_sent;
 	bool first_bytes;
-	bool served;      /* a stream was answered */
+	bool served; /* a stream was answered */
 	char detail[128];
 };
 
 struct zt_tunnel *zt_tunnel_new(struct zt_podw *p, bool server); /* NULL: no memory */
-int zt_tunnel_begin(struct zt_tunnel *t);      /* TCP stands: start TLS */
-void zt_tunnel_mark(struct zt_tunnel *t);      /* something to send: at the end of this turn */
-void zt_tunnel_run(struct zt_tunnel *t);       /* read what there is, send what there is: a bounded share */
-void zt_tunnel_reap(struct zt_tunnel *t);      /* free a dead one */
+int zt_tunnel_begin(struct zt_tunnel *t);                        /* TCP stands: start TLS */
+void zt_tunnel_mark(struct zt_tunnel *t);                        /* something to send: at the end of this turn */
+void zt_tunnel_run(struct zt_tunnel *t);  /* read what there is, send what there is: a bounded share */
+void zt_tunnel_reap(struct zt_tunnel *t); /* free a dead one */
 void zt_tunnel_close(struct zt_tunnel *t, enum zt_reason reason); /* GOAWAY, last bytes, end */
-int zt_tunnel_dial(struct zt_tunnel *t);       /* client: 0, or the negative reason */
+int zt_tunnel_dial(struct zt_tunnel *t);                          /* client: 0, or the negative reason */
 void zt_tunnel_fail(struct zt_tunnel *t, enum zt_reason reason, const char *detail);
-void zt_tunnel_drain(struct zt_tunnel *t);     /* GOAWAY; ends with its last stream */
+void zt_tunnel_drain(struct zt_tunnel *t);          /* GOAWAY; ends with its last stream */
 void zt_tunnel_credit(struct zt_conn *c, size_t n); /* bytes have reached their socket: return their window */
 void zt_tunnel_stream_gone(struct zt_tunnel *t);
-void zt_tunnel_ready(struct zt_tunnel *t);     /* peer's SETTINGS are here */
+void zt_tunnel_ready(struct zt_tunnel *t); /* peer's SETTINGS are here */
 
-int zt_hbone_start(struct zt_tunnel *t);       /* make the session, queue settings */
-int zt_hbone_gather(struct zt_tunnel *t);      /* frames into w->out; 1 = more is left, 0, or negative: fatal */
+int zt_hbone_start(struct zt_tunnel *t);  /* make the session, queue settings */
+int zt_hbone_gather(struct zt_tunnel *t); /* frames into w->out; 1 = more is left, 0, or negative: fatal */
 int zt_hbone_feed(struct zt_tunnel *t, const uint8_t *data, size_t len); /* 0, or negative: fatal */
-int zt_hbone_connect(struct zt_conn *c, struct zt_tunnel *t); /* submit CONNECT */
+int zt_hbone_connect(struct zt_conn *c, struct zt_tunnel *t);            /* submit CONNECT */
 void zt_hbone_respond(struct zt_conn *c, int status, const char *error);
 void zt_hbone_detach(struct zt_conn *c, uint32_t code, bool reset); /* the stream no longer has a connection */
 void zt_request_free(struct zt_request *r);
@@ -384,7 +385,7 @@ struct zt_pool {
 void zt_pool_request(struct zt_conn *c, const struct zt_addr *addr); /* opens a stream now or later */
 void zt_pool_ready(struct zt_tunnel *t);
 void zt_pool_lost(struct zt_tunnel *t, enum zt_reason reason, const char *detail);
-void zt_pool_leave(struct zt_conn *c); /* a waiter has gone */
+void zt_pool_leave(struct zt_conn *c);   /* a waiter has gone */
 void zt_pool_feed(struct zt_pool *pool); /* there may be room for waiters */
 
 /* --- worker.c ------------------------------------------------------------------------------------------------------------------ */
@@ -470,7 +471,7 @@ struct zt_wcounters { /* written by the worker, read by anybody */
 	_Atomic uint64_t reasons[ZT_R_MAX];
 };
 
-struct zt_wanted { /* an identity somebody waits for */
+struct zt_wanted {           /* an identity somebody waits for */
 	struct zt_node node; /* w->identities */
 	struct zt_name *name;
 	struct zt_identity *identity; /* NULL = not here yet */
@@ -502,7 +503,7 @@ struct zt_worker {
 
 	struct zt_tableset *tables;
 	struct zt_policyset *policies; /* NULL = none were ever applied */
-	struct zt_map identities; /* zt_wanted by name */
+	struct zt_map identities;      /* zt_wanted by name */
 	struct zt_map pods;
 	struct zt_map loads;
 	struct zt_list dirty, todo, dead_conns, dead_tunnels, dead_listeners, dead_pods;

@@ -15,7 +15,7 @@
 #define CONTROL_ROOM (20u * 1024)  /* any other frame of ours is smaller (nghttp2 makes them of 16 KiB at most) */
 #define SERVER_HEADERS_MAX (64u * 1024)
 #define CLIENT_HEADERS_MAX (16u * 1024)
-#define RST_BURST 500              /* resets by the client: so many at once, then so many a second */
+#define RST_BURST 500 /* resets by the client: so many at once, then so many a second */
 #define RST_PER_S 100
 
 static struct zt_tunnel *tunnel_of(void *user)
@@ -358,7 +358,8 @@ static int on_bad_frame(nghttp2_session *h2, const nghttp2_frame *frame, int err
 	snprintf(t->detail, sizeof(t->detail), "%s", nghttp2_strerror(err));
 	t->fail = ZT_R_H2;
 	/* More streams at once than we allow, after the peer has acknowledged how many we allow. */
-	if (frame->hd.type == NGHTTP2_HEADERS && err == NGHTTP2_ERR_PROTO && t->n_streams >= t->w->cfg->server_max_streams)
+	if (frame->hd.type == NGHTTP2_HEADERS && err == NGHTTP2_ERR_PROTO &&
+	    t->n_streams >= t->w->cfg->server_max_streams)
 		t->fail = ZT_R_H2_FLOOD;
 	if (err == NGHTTP2_ERR_REFUSED_STREAM || err == NGHTTP2_ERR_STREAM_CLOSED)
 		t->fail = 0; /* the tunnel lives on */

@@ -21,7 +21,7 @@
 #define CLIENT_WAIT_MS 5000
 
 struct zt_honest {
-	struct zt_node node; /* core->pending */
+	struct zt_node node;  /* core->pending */
 	struct zt_conn *conn; /* the owner's */
 	struct zt_worker *owner;
 	const struct zt_pod *pod;

@@ -10,7 +10,8 @@
 
 static bool is_own_port(const struct zt_podw *p, uint16_t port)
 {
-	return port == ZT_PORT_OUTBOUND || port == ZT_PORT_INBOUND || port == ZT_PORT_HBONE || port == p->pod->hbone_port;
+	return port == ZT_PORT_OUTBOUND || port == ZT_PORT_INBOUND || port == ZT_PORT_HBONE ||
+	       port == p->pod->hbone_port;
 }
 
 static bool is_own_addr(const struct zt_podw *p, const struct zt_addr *a)
@@ -59,7 +60,7 @@ void zt_inbound_accept(struct zt_listener *l, int fd, const struct zt_addr *src)
 	t->identity = zt_identity_get(want->identity);
 	err = zt_tunnel_begin(t);
 	if (err)
-		zt_tunnel_fail(t, (enum zt_reason)-err, NULL);
+		zt_tunnel_fail(t, (enum zt_reason) - err, NULL);
 }
 
 static const char *error_word(enum zt_reason reason)
@@ -182,7 +183,8 @@ void zt_inbound_plain_accept(struct zt_listener *l, int fd, const struct zt_addr
 	struct zt_conn *c;
 
 	/* Dialled directly, or a port of the mesh itself. */
-	if (zt_addr_of_socket(fd, &dst) || (zt_addr_is_loopback(&dst) && dst.port == l->port) || is_own_port(p, dst.port)) {
+	if (zt_addr_of_socket(fd, &dst) || (zt_addr_is_loopback(&dst) && dst.port == l->port) ||
+	    is_own_port(p, dst.port)) {
 		zt_refuse(p, fd, ZT_INBOUND, ZT_R_NO_ORIGINAL_DST, src, &dst);
 		return;
 	}

@@ -171,8 +171,7 @@ void zt_podw_drain(struct zt_podw *p, bool remove, uint32_t drain_ms)
 	stop_listening(p);
 	if (remove)
 		p->gone = true;
-	zt_list_each_safe(it, &p->tunnels)
-		zt_tunnel_drain(zt_container(it, struct zt_tunnel, link));
+	zt_list_each_safe(it, &p->tunnels) zt_tunnel_drain(zt_container(it, struct zt_tunnel, link));
 	p->pins--;
 	if (remove && !drain_ms) {
 		zt_podw_cut(p, ZT_R_POD_GONE);

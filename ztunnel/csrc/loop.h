@@ -31,7 +31,7 @@ struct zt_loop {
 	int epfd;
 	uint64_t now_ms; /* monotonic, taken once per turn */
 	int64_t now_us;
-	uint64_t tick;   /* last tick processed */
+	uint64_t tick; /* last tick processed */
 	size_t n_timers;
 	struct zt_list wheel[ZT_WHEEL_SLOTS];
 };

@@ -52,7 +52,7 @@ static void dial_plain(struct zt_conn *c, const struct zt_addr *to)
 	zt_conn_set_state(c, ZT_C_CONNECTING);
 	r = zt_dial(c->pod, to, NULL, true, &fd);
 	if (r < 0) {
-		zt_outbound_failed(c, (enum zt_reason)-r, NULL);
+		zt_outbound_failed(c, (enum zt_reason) - r, NULL);
 		return;
 	}
 	if (zt_end_open(c, &c->app, fd)) {

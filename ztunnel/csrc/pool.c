@@ -115,7 +115,7 @@ static void grow(struct zt_pool *pool)
 		pool->connecting++;
 		err = zt_tunnel_dial(t);
 		if (err) {
-			zt_tunnel_fail(t, (enum zt_reason)-err, NULL); /* frees the pool if it was all */
+			zt_tunnel_fail(t, (enum zt_reason) - err, NULL); /* frees the pool if it was all */
 			return;
 		}
 	}

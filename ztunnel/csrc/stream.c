@@ -227,7 +227,7 @@ void zt_stream_end(struct zt_conn *c)
 	c->stream_fin_recv = true;
 	e->fin = true;
 	if (c->touched_head || e->out.bytes)
-		return; /* deliver_all or the socket's readiness goes on from here */
+		return;                  /* deliver_all or the socket's readiness goes on from here */
 	if (c->w->n_touched < ZT_CHUNKS) /* shutdown() after the callback */
 		c->w->touched[c->w->n_touched++] = c;
 	else

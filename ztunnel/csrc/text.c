@@ -4,9 +4,10 @@
 
 const char *zt_err_name(int err)
 {
-	static const char *const names[] = { "ok",	"out of memory", "system call failed", "bad argument",
-					     "no such object", "exists already", "stale tables", "limit reached",
-					     "certificate or key refused", "wrong state" };
+	static const char *const names[] = { "ok",           "out of memory",  "system call failed",
+					     "bad argument", "no such object", "exists already",
+					     "stale tables", "limit reached",  "certificate or key refused",
+					     "wrong state" };
 	unsigned e = (unsigned)(err < 0 ? -err : err);
 
 	return e < ZT_COUNT(names) ? names[e] : "unknown error";

@@ -189,7 +189,7 @@ static int fail_text(char *err, size_t cap, const char *what)
 	return -ZT_ETLS;
 }
 
-static SSL_CTX *context(const struct zt_core *core, bool server, STACK_OF(X509) *chain, EVP_PKEY *key,
+static SSL_CTX *context(const struct zt_core *core, bool server, STACK_OF(X509) * chain, EVP_PKEY *key,
 			X509_STORE *roots)
 {
 	SSL_CTX *ctx = SSL_CTX_new_ex(zt_aead_libctx(core->aead), zt_aead_properties(core->aead),
@@ -226,7 +226,7 @@ fail:
 }
 
 /* Certificates and keys live in the core's library context, as all that works with them. */
-static STACK_OF(X509) *read_certs(const struct zt_core *core, struct zt_str pem)
+static STACK_OF(X509) * read_certs(const struct zt_core *core, struct zt_str pem)
 {
 	BIO *bio = BIO_new_mem_buf(pem.ptr, (int)pem.len);
 	STACK_OF(X509) *certs = sk_X509_new_null();
@@ -265,7 +265,8 @@ int zt_identity_new(struct zt_core *core, struct zt_str id, struct zt_str chain_
 	BIO *bio = NULL;
 	int ret = -ZT_ETLS;
 
-	if (!id.len || id.len > SPIFFE_MAX || chain_pem.len > PEM_MAX || key_pem.len > PEM_MAX || roots_pem.len > PEM_MAX)
+	if (!id.len || id.len > SPIFFE_MAX || chain_pem.len > PEM_MAX || key_pem.len > PEM_MAX ||
+	    roots_pem.len > PEM_MAX)
 		return -ZT_EINVAL;
 	chain = read_certs(core, chain_pem);
 	roots = read_certs(core, roots_pem);

@@ -12,8 +12,8 @@
 
 #include "engine.h"
 
-#define RUN_ROUNDS 4            /* of up to ZT_IN_CAP in and ZT_OUT_CAP out, then the others' turn */
-#define GOAWAY_SETTLE_MS 1000   /* between the notice and the GOAWAY that counts */
+#define RUN_ROUNDS 4          /* of up to ZT_IN_CAP in and ZT_OUT_CAP out, then the others' turn */
+#define GOAWAY_SETTLE_MS 1000 /* between the notice and the GOAWAY that counts */
 
 static void on_ready(struct zt_io *io);
 static void on_timer(struct zt_timer *timer);
@@ -365,8 +365,7 @@ static void on_ping(struct zt_timer *timer)
 		t->ping_sent_ms = now;
 		zt_tunnel_mark(t);
 	}
-	zt_timer_set(&t->w->loop, &t->ping,
-		     cfg->ping_timeout_ms < cfg->ping_ms ? cfg->ping_timeout_ms : cfg->ping_ms);
+	zt_timer_set(&t->w->loop, &t->ping, cfg->ping_timeout_ms < cfg->ping_ms ? cfg->ping_timeout_ms : cfg->ping_ms);
 }
 
 static void on_timer(struct zt_timer *timer)
@@ -456,7 +455,8 @@ void zt_tunnel_close(struct zt_tunnel *t, enum zt_reason reason)
 	if (t->pool)
 		zt_pool_lost(t, reason, NULL);
 	t->state = ZT_T_CLOSING;
-	nghttp2_session_terminate_session(t->h2, reason == ZT_R_H2_FLOOD ? NGHTTP2_ENHANCE_YOUR_CALM : NGHTTP2_NO_ERROR);
+	nghttp2_session_terminate_session(t->h2,
+					  reason == ZT_R_H2_FLOOD ? NGHTTP2_ENHANCE_YOUR_CALM : NGHTTP2_NO_ERROR);
 	zt_timer_set(&t->w->loop, &t->timer, t->w->cfg->linger_ms);
 	zt_tunnel_mark(t);
 }
@@ -478,10 +478,11 @@ static void lose_streams(struct zt_tunnel *t, enum zt_reason reason, const char 
 		else if (c->state == ZT_C_WAIT_STATUS)
 			zt_outbound_failed(c, reason == ZT_R_OK ? ZT_R_TRUNCATED : reason, detail);
 		else
-			zt_conn_finish(c, is_quiet(reason) && reason != ZT_R_SHUTDOWN && reason != ZT_R_POD_GONE &&
-							  reason != ZT_R_DRAIN
-						  ? ZT_R_TRUNCATED
-						  : reason,
+			zt_conn_finish(c,
+				       is_quiet(reason) && reason != ZT_R_SHUTDOWN && reason != ZT_R_POD_GONE &&
+						       reason != ZT_R_DRAIN
+					       ? ZT_R_TRUNCATED
+					       : reason,
 				       detail);
 	}
 }

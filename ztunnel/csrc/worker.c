@@ -119,7 +119,7 @@ static void put_identity(struct zt_worker *w, struct zt_identity *identity)
 		t->identity = zt_identity_get(identity);
 		err = zt_tunnel_begin(t);
 		if (err)
-			zt_tunnel_fail(t, (enum zt_reason)-err, NULL);
+			zt_tunnel_fail(t, (enum zt_reason) - err, NULL);
 	}
 }
 
@@ -141,8 +141,7 @@ static void del_identity(struct zt_worker *w, struct zt_name *name)
 
 static void cut_all(struct zt_worker *w, enum zt_reason reason)
 {
-	zt_map_each(n, &w->pods)
-		zt_podw_cut(zt_container(n, struct zt_podw, node), reason);
+	zt_map_each(n, &w->pods) zt_podw_cut(zt_container(n, struct zt_podw, node), reason);
 }
 
 static void on_drain_deadline(struct zt_timer *timer)
@@ -152,8 +151,7 @@ static void on_drain_deadline(struct zt_timer *timer)
 
 static void drain_all(struct zt_worker *w, uint32_t deadline_ms)
 {
-	zt_map_each(n, &w->pods)
-		zt_podw_drain(zt_container(n, struct zt_podw, node), false, 0);
+	zt_map_each(n, &w->pods) zt_podw_drain(zt_container(n, struct zt_podw, node), false, 0);
 	if (deadline_ms)
 		zt_timer_set(&w->loop, &w->drain, deadline_ms);
 }
@@ -391,8 +389,8 @@ static void *run(void *arg)
 
 int zt_worker_init(struct zt_worker *w, struct zt_core *core, unsigned index)
 {
-	struct zt_list *lists[] = { &w->dirty,	     &w->todo,	    &w->dead_conns, &w->dead_tunnels,
-				    &w->dead_listeners, &w->dead_pods };
+	struct zt_list *lists[] = { &w->dirty,        &w->todo,           &w->dead_conns,
+				    &w->dead_tunnels, &w->dead_listeners, &w->dead_pods };
 
 	w->core = core;
 	w->cfg = &core->cfg;

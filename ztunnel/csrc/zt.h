@@ -19,14 +19,14 @@
 enum zt_err {
 	ZT_OK = 0,
 	ZT_ENOMEM = 1,
-	ZT_ESYS = 2,     /* errno in zt_core_errno() */
-	ZT_EINVAL = 3,   /* argument out of range or malformed */
-	ZT_ENOENT = 4,   /* no such pod or identity */
-	ZT_EEXIST = 5,   /* pod id in use */
-	ZT_ESTALE = 6,   /* tables of an older or equal epoch */
-	ZT_ELIMIT = 7,   /* a configured limit */
-	ZT_ETLS = 8,     /* certificate, key or chain refused; text in err buffer */
-	ZT_ESTATE = 9,   /* not in this state (not started, draining, ...) */
+	ZT_ESYS = 2,   /* errno in zt_core_errno() */
+	ZT_EINVAL = 3, /* argument out of range or malformed */
+	ZT_ENOENT = 4, /* no such pod or identity */
+	ZT_EEXIST = 5, /* pod id in use */
+	ZT_ESTALE = 6, /* tables of an older or equal epoch */
+	ZT_ELIMIT = 7, /* a configured limit */
+	ZT_ETLS = 8,   /* certificate, key or chain refused; text in err buffer */
+	ZT_ESTATE = 9, /* not in this state (not started, draining, ...) */
 };
 
 struct zt_str {
@@ -35,37 +35,37 @@ struct zt_str {
 };
 
 struct zt_addr {
-	uint8_t ip[16];  /* network order; IPv4 in the first 4 bytes, rest zero */
-	uint16_t port;   /* host order */
-	uint8_t family;  /* 4, 6, or 0 for none */
+	uint8_t ip[16]; /* network order; IPv4 in the first 4 bytes, rest zero */
+	uint16_t port;  /* host order */
+	uint8_t family; /* 4, 6, or 0 for none */
 	uint8_t pad[5];
 };
 
 /* Limits and times. zt_config_default() fills it; sources of the numbers stand there. Times in milliseconds. */
 struct zt_config {
-	uint32_t workers;               /* threads; 0 = number of CPUs, at least 2 */
-	uint32_t stream_window;         /* SETTINGS_INITIAL_WINDOW_SIZE; 4 MiB */
-	uint32_t conn_window;           /* connection window; 16 MiB */
-	uint32_t max_frame;             /* SETTINGS_MAX_FRAME_SIZE we announce; 1 MiB */
-	uint32_t server_max_streams;    /* SETTINGS_MAX_CONCURRENT_STREAMS of our server; 200 */
-	uint32_t pool_max_streams;      /* streams we open on one tunnel; 100 */
-	uint32_t handshake_ms;          /* TCP accepted or connected -> TLS + HTTP/2 settings done; 10 s */
-	uint32_t preamble_ms;           /* tunnel up but no stream has been opened yet; 30 s */
-	uint32_t connect_ms;            /* TCP connect to app, peer or plain destination; 10 s */
-	uint32_t cert_wait_ms;          /* a connection waits for its identity's certificate; 10 s */
-	uint32_t tunnel_idle_ms;        /* no stream: pooled tunnel closes; 5 min */
-	uint32_t ping_ms;               /* PING interval; 10 s */
-	uint32_t ping_timeout_ms;       /* no PING ack; 20 s */
-	uint32_t linger_ms;             /* after both ends finished, time for last bytes to leave; 10 s */
-	uint32_t max_conns;             /* application connections of the whole core */
+	uint32_t workers;            /* threads; 0 = number of CPUs, at least 2 */
+	uint32_t stream_window;      /* SETTINGS_INITIAL_WINDOW_SIZE; 4 MiB */
+	uint32_t conn_window;        /* connection window; 16 MiB */
+	uint32_t max_frame;          /* SETTINGS_MAX_FRAME_SIZE we announce; 1 MiB */
+	uint32_t server_max_streams; /* SETTINGS_MAX_CONCURRENT_STREAMS of our server; 200 */
+	uint32_t pool_max_streams;   /* streams we open on one tunnel; 100 */
+	uint32_t handshake_ms;       /* TCP accepted or connected -> TLS + HTTP/2 settings done; 10 s */
+	uint32_t preamble_ms;        /* tunnel up but no stream has been opened yet; 30 s */
+	uint32_t connect_ms;         /* TCP connect to app, peer or plain destination; 10 s */
+	uint32_t cert_wait_ms;       /* a connection waits for its identity's certificate; 10 s */
+	uint32_t tunnel_idle_ms;     /* no stream: pooled tunnel closes; 5 min */
+	uint32_t ping_ms;            /* PING interval; 10 s */
+	uint32_t ping_timeout_ms;    /* no PING ack; 20 s */
+	uint32_t linger_ms;          /* after both ends finished, time for last bytes to leave; 10 s */
+	uint32_t max_conns;          /* application connections of the whole core */
 	uint32_t max_conns_per_pod;
-	uint32_t max_tunnels_per_pod;   /* accepted on 15008 */
-	uint32_t max_handshakes;        /* unfinished TLS handshakes of the whole core */
-	uint32_t max_buffer;            /* bytes buffered in user space for one tunnel before it stops returning window */
-	uint32_t retry_endpoints;       /* endpoints tried for one connection to a service; 3 */
-	uint32_t sockets_map_fd_plus1;  /* BPF socket-storage map (struct qn_socket), 0 = no BPF: sockets are not marked.
+	uint32_t max_tunnels_per_pod; /* accepted on 15008 */
+	uint32_t max_handshakes;      /* unfinished TLS handshakes of the whole core */
+	uint32_t max_buffer;          /* bytes buffered in user space for one tunnel before it stops returning window */
+	uint32_t retry_endpoints;     /* endpoints tried for one connection to a service; 3 */
+	uint32_t sockets_map_fd_plus1; /* BPF socket-storage map (struct qn_socket), 0 = no BPF: sockets are not marked.
 	                                   Dup'ed. See zt_core_set_sockets_map() */
-	struct zt_str trust_domains;    /* own trust domain, then aliases, separated by ',' : accepted from clients */
+	struct zt_str trust_domains;   /* own trust domain, then aliases, separated by ',' : accepted from clients */
 };
 void zt_config_default(struct zt_config *cfg);
 
@@ -100,21 +100,21 @@ enum zt_protocol {
 	ZT_PROTO_HBONE = 1, /* tunnel to <address>:15008 */
 };
 struct zt_workload_row {
-	struct zt_addr addr;     /* port 0 */
-	uint32_t protocol;       /* enum zt_protocol */
-	uint32_t flags;          /* 0 */
-	struct zt_str identity;  /* SPIFFE URI the server must prove; empty for PLAIN */
-	struct zt_str uid;       /* names for logs and dumps */
+	struct zt_addr addr;    /* port 0 */
+	uint32_t protocol;      /* enum zt_protocol */
+	uint32_t flags;         /* 0 */
+	struct zt_str identity; /* SPIFFE URI the server must prove; empty for PLAIN */
+	struct zt_str uid;      /* names for logs and dumps */
 };
 struct zt_endpoint_row {
-	uint32_t workload;       /* index into workloads */
-	uint32_t port;           /* target port */
+	uint32_t workload; /* index into workloads */
+	uint32_t port;     /* target port */
 };
 struct zt_service_row {
 	struct zt_addr vip;      /* address and service port */
 	uint32_t first_endpoint; /* run of endpoints[]; empty run = no healthy endpoint: refused */
 	uint32_t n_endpoints;
-	struct zt_str hostname;  /* "web.shop.svc.cluster.local" */
+	struct zt_str hostname; /* "web.shop.svc.cluster.local" */
 };
 struct zt_tables {
 	uint64_t epoch; /* strictly increasing; an older or equal one is ZT_ESTALE */
@@ -136,24 +136,24 @@ enum zt_socket_kind {
 	ZT_SOCK_REPLAY = 2, /* raw socket that answers them */
 };
 struct zt_listener_spec {
-	int32_t fd;       /* a socket in the pod's namespace; taken */
-	uint16_t port;    /* what it is for: 15001, 15006 or 15008 (it may be bound elsewhere in tests) */
-	uint16_t family;  /* 4 or 6 */
-	uint32_t kind;    /* enum zt_socket_kind. With WATCH and REPLAY of a family, connect() tells the truth (syn.h);
+	int32_t fd;      /* a socket in the pod's namespace; taken */
+	uint16_t port;   /* what it is for: 15001, 15006 or 15008 (it may be bound elsewhere in tests) */
+	uint16_t family; /* 4 or 6 */
+	uint32_t kind;   /* enum zt_socket_kind. With WATCH and REPLAY of a family, connect() tells the truth (syn.h);
 	                     without, 15001 accepts first and resets on failure */
 	uint32_t pad;
 };
 struct zt_pod_spec {
-	uint64_t id;               /* chosen by the caller, unique while the pod lives */
-	uint64_t netns_cookie;     /* key of `flows` entries; 0 = no BPF */
-	int32_t netns_fd;          /* sockets of this pod are made inside; taken; -1 = the process's own namespace */
+	uint64_t id;           /* chosen by the caller, unique while the pod lives */
+	uint64_t netns_cookie; /* key of `flows` entries; 0 = no BPF */
+	int32_t netns_fd;      /* sockets of this pod are made inside; taken; -1 = the process's own namespace */
 	uint32_t n_addrs;
 	const struct zt_addr *addrs; /* the pod's own addresses, port 0 */
 	struct zt_str identity;
 	struct zt_str uid;
 	const struct zt_listener_spec *listeners;
 	uint32_t n_listeners;
-	uint16_t hbone_port;       /* port dialled at peers, 15008; other values for tests. 0 = 15008 */
+	uint16_t hbone_port; /* port dialled at peers, 15008; other values for tests. 0 = 15008 */
 	uint16_t pad;
 };
 int zt_pod_add(struct zt_core *core, const struct zt_pod_spec *spec);
@@ -166,22 +166,23 @@ int zt_core_drain(struct zt_core *core, uint32_t deadline_ms);
 
 /* --- what happens ------------------------------------------------------------------------------------------------ */
 enum zt_kind {
-	ZT_EV_CLOSED = 1,    /* one application connection ended */
-	ZT_EV_TUNNEL = 2,    /* a tunnel failed, or was refused, before or beside any stream (bad TLS, flood, garbage...) */
+	ZT_EV_CLOSED = 1, /* one application connection ended */
+	ZT_EV_TUNNEL =
+		2, /* a tunnel failed, or was refused, before or beside any stream (bad TLS, flood, garbage...) */
 	ZT_EV_NEED_CERT = 3, /* src_identity is needed and missing; asked once until put or 1 s passed */
 };
 enum zt_direction { ZT_OUTBOUND = 1, ZT_INBOUND = 2 };
 enum zt_path {
 	ZT_PATH_NONE = 0,
-	ZT_PATH_TUNNEL = 1,      /* HBONE */
-	ZT_PATH_PLAIN = 2,       /* plain TCP carried by ztunnel (destination or client outside the mesh) */
+	ZT_PATH_TUNNEL = 1, /* HBONE */
+	ZT_PATH_PLAIN = 2,  /* plain TCP carried by ztunnel (destination or client outside the mesh) */
 };
 enum zt_reason {
-	ZT_R_OK = 0,              /* both directions ended cleanly */
+	ZT_R_OK = 0, /* both directions ended cleanly */
 	ZT_R_CLIENT_RESET = 1,
 	ZT_R_SERVER_RESET = 2,
-	ZT_R_REFUSED = 3,         /* destination refused */
-	ZT_R_TIMEOUT = 4,         /* destination did not answer in connect_ms */
+	ZT_R_REFUSED = 3, /* destination refused */
+	ZT_R_TIMEOUT = 4, /* destination did not answer in connect_ms */
 	ZT_R_UNREACHABLE = 5,
 	ZT_R_NO_ENDPOINT = 6,     /* service without a healthy endpoint */
 	ZT_R_NO_ORIGINAL_DST = 7, /* captured but nobody knows whereto; also direct dials of 15001/15006 */
@@ -193,33 +194,33 @@ enum zt_reason {
 	ZT_R_CERT_EXPIRED = 13,
 	ZT_R_CERT_NOT_YET = 14,
 	ZT_R_CERT_UNTRUSTED = 15,
-	ZT_R_NOT_TLS = 16,        /* plain HTTP, garbage */
+	ZT_R_NOT_TLS = 16, /* plain HTTP, garbage */
 	ZT_R_HANDSHAKE_TIMEOUT = 17,
 	ZT_R_PREAMBLE_TIMEOUT = 18,
-	ZT_R_H2 = 19,             /* HTTP/2 protocol error; detail */
-	ZT_R_H2_FLOOD = 20,       /* streams, resets, settings or pings beyond the limit */
-	ZT_R_BAD_REQUEST = 21,    /* 400: method, authority, headers */
-	ZT_R_DENIED = 22,         /* 401 */
-	ZT_R_PEER_STATUS = 23,    /* the other proxy answered another status; detail has it */
-	ZT_R_LIMIT = 24,          /* a connection, tunnel or handshake limit */
+	ZT_R_H2 = 19,          /* HTTP/2 protocol error; detail */
+	ZT_R_H2_FLOOD = 20,    /* streams, resets, settings or pings beyond the limit */
+	ZT_R_BAD_REQUEST = 21, /* 400: method, authority, headers */
+	ZT_R_DENIED = 22,      /* 401 */
+	ZT_R_PEER_STATUS = 23, /* the other proxy answered another status; detail has it */
+	ZT_R_LIMIT = 24,       /* a connection, tunnel or handshake limit */
 	ZT_R_GOAWAY = 25,
 	ZT_R_PING_TIMEOUT = 26,
-	ZT_R_TRUNCATED = 27,      /* tunnel died under the stream */
-	ZT_R_DRAIN = 28,          /* cut at the end of a drain */
+	ZT_R_TRUNCATED = 27, /* tunnel died under the stream */
+	ZT_R_DRAIN = 28,     /* cut at the end of a drain */
 	ZT_R_POD_GONE = 29,
 	ZT_R_SHUTDOWN = 30,
-	ZT_R_INTERNAL = 31,       /* out of memory, out of descriptors; detail */
+	ZT_R_INTERNAL = 31, /* out of memory, out of descriptors; detail */
 	ZT_R_IDLE = 32,
 	ZT_R_MAX = 64,
 };
 struct zt_event {
-	uint64_t id;            /* of the connection, unique in the core's life */
+	uint64_t id; /* of the connection, unique in the core's life */
 	uint64_t pod_id;
-	uint32_t kind;          /* enum zt_kind */
-	uint8_t direction;      /* enum zt_direction */
-	uint8_t path;           /* enum zt_path */
-	uint8_t reason;         /* enum zt_reason */
-	uint8_t retries;        /* endpoints tried before the one that served */
+	uint32_t kind;     /* enum zt_kind */
+	uint8_t direction; /* enum zt_direction */
+	uint8_t path;      /* enum zt_path */
+	uint8_t reason;    /* enum zt_reason */
+	uint8_t retries;   /* endpoints tried before the one that served */
 	int64_t start_unix_us;
 	int64_t duration_us;
 	int64_t connect_us;     /* accept -> both ends joined; -1 = never */
@@ -231,7 +232,7 @@ struct zt_event {
 	struct zt_addr peer;    /* endpoint chosen; for tunnels ip:15008 (outbound) or the tunnel's client (inbound) */
 	char src_identity[256]; /* NUL-terminated; empty = not proven */
 	char dst_identity[256];
-	char service[256];      /* hostname when addressed by a service (inbound: from `forwarded`, a hint only) */
+	char service[256]; /* hostname when addressed by a service (inbound: from `forwarded`, a hint only) */
 	char detail[128];
 };
 /* Readable when events wait. Owned by the core. */
@@ -251,12 +252,12 @@ struct zt_counters {
 	uint64_t tunnels_out_total;
 	uint64_t handshakes_pending;
 	uint64_t handshakes_failed;
-	uint64_t streams_reused;     /* streams opened on an already open tunnel */
+	uint64_t streams_reused; /* streams opened on an already open tunnel */
 	uint64_t events_dropped;
-	uint64_t bytes_buffered;     /* in user space, both directions */
+	uint64_t bytes_buffered; /* in user space, both directions */
 	uint64_t pods;
 	uint64_t epoch;
-	uint64_t reasons[64];        /* ended connections and tunnels by enum zt_reason */
+	uint64_t reasons[64]; /* ended connections and tunnels by enum zt_reason */
 };
 int zt_counters(const struct zt_core *core, struct zt_counters *out);
 /* Application connections and tunnels still open. 0 after a drain = done. */
@@ -294,11 +295,11 @@ enum zt_match {
 struct zt_value_row {
 	struct zt_str text;
 	struct zt_addr addr;
-	uint32_t match;  /* enum zt_match */
+	uint32_t match; /* enum zt_match */
 	uint32_t number;
 };
 struct zt_test_row {
-	uint32_t attr;   /* enum zt_attr */
+	uint32_t attr; /* enum zt_attr */
 	uint32_t negate;
 	uint32_t first_value;
 	uint32_t n_values; /* at least 1 */
@@ -313,14 +314,14 @@ struct zt_rule_row {
 	uint32_t n_clauses; /* 0 = always matches */
 };
 struct zt_policy_row {
-	struct zt_str key;   /* "shop/web" */
-	uint32_t action;     /* enum zt_action */
+	struct zt_str key; /* "shop/web" */
+	uint32_t action;   /* enum zt_action */
 	uint32_t scope;
 	uint32_t first_rule; /* runs of policies follow each other */
 	uint32_t n_rules;    /* 0 = never matches; an ALLOW without rules closes its scope */
 };
 struct zt_guard_row {
-	struct zt_addr addr; /* of a destination, once; port 0 */
+	struct zt_addr addr;  /* of a destination, once; port 0 */
 	uint32_t first_scope; /* run of scopes[] */
 	uint32_t n_scopes;
 };
@@ -348,13 +349,13 @@ struct zt_policies {
 struct zt_policy_request {
 	struct zt_str identity; /* SPIFFE URI the source has proven; empty = none */
 	struct zt_addr src;
-	struct zt_addr dst;     /* port: what the workload serves */
+	struct zt_addr dst; /* port: what the workload serves */
 };
 enum zt_verdict_why {
-	ZT_WHY_RULE = 0,     /* `rule` matched */
-	ZT_WHY_NO_ALLOW = 1, /* nothing matched and no ALLOW policy concerns the destination: allowed */
+	ZT_WHY_RULE = 0,      /* `rule` matched */
+	ZT_WHY_NO_ALLOW = 1,  /* nothing matched and no ALLOW policy concerns the destination: allowed */
 	ZT_WHY_UNMATCHED = 2, /* nothing matched, though there are ALLOW policies: denied */
-	ZT_WHY_UNKNOWN = 3,  /* no guard for the destination */
+	ZT_WHY_UNKNOWN = 3,   /* no guard for the destination */
 };
 struct zt_policy_verdict {
 	uint32_t allowed;
