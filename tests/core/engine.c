@@ -118,7 +118,7 @@ static void reset(int fd)
 
 static X509 *make_cert(EVP_PKEY *key, const char *uri, EVP_PKEY *signer, X509 *issuer, long from_s, long to_s)
 {
-	static long serial = 1;
+	static _Atomic long serial = 1;
 	X509 *x = X509_new();
 	X509V3_CTX ctx;
 	char san[300];

@@ -56,7 +56,9 @@ class Nodes:
 
 
 def invoke(run_dir: Path, command: str, *arguments: str) -> Result:
-    return CliRunner().invoke(main, [command, "--run-dir", str(run_dir), "--mesh", "m", *arguments])
+    return CliRunner().invoke(
+        main, [command, "--run-dir", str(run_dir), "--mesh", "m", *arguments], env={"COLUMNS": None}
+    )
 
 
 @pytest.fixture
