@@ -129,8 +129,18 @@ void zt_conn_set_state(struct zt_conn *c, enum zt_conn_state s)
 		zt_timer_clear(&c->w->loop, &c->timer);
 }
 
+/* Until a socket has ended in order, its descriptor's last close resets it: should this process be killed, nobody
+ * takes the cut for a clean end. */
+static void reset_on_close(int fd, bool on)
+{
+	struct linger l = { .l_onoff = on, .l_linger = 0 };
+
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof(l));
+}
+
 int zt_end_open(struct zt_conn *c, struct zt_end *e, int fd)
 {
+	reset_on_close(fd, true);
 	e->io = (struct zt_io){ .fd = fd, .ready = end_ready };
 	if (zt_loop_add(&c->w->loop, &e->io)) {
 		e->io.fd = -1;
@@ -142,9 +152,7 @@ int zt_end_open(struct zt_conn *c, struct zt_end *e, int fd)
 
 void zt_reset_fd(int fd)
 {
-	struct linger now = { .l_onoff = 1, .l_linger = 0 };
-
-	setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
+	reset_on_close(fd, true);
 	close(fd);
 }
 
@@ -156,10 +164,9 @@ void zt_end_close(struct zt_conn *c, struct zt_end *e, bool reset)
 	}
 	if (e->io.fd < 0)
 		return;
-	if (reset)
-		zt_reset_fd(e->io.fd);
-	else
-		close(e->io.fd);
+	if (!reset)
+		reset_on_close(e->io.fd, false);
+	close(e->io.fd);
 	e->io.fd = -1;
 }
 

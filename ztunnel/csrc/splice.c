@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Bytes between two sockets, where there is no tunnel: small amounts are copied, a stream that goes on is spliced
- * through a pipe and never enters user space.
+/* Bytes between two sockets, where there is no tunnel: read up to 128 KiB into the worker's scratch, send it on, keep
+ * only what the kernel does not take.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
