@@ -45,6 +45,10 @@ class TableFeed:
             for fresh in set(errors) - set(self.errors):
                 log.warning("mesh source: %s", fresh)
             self.errors = errors
+            if errors and not update.snapshot.workloads and self._latest is None:
+                # Empty tables would send everything in the clear: serve nobody until something could be read.
+                log.error("nothing of the mesh's configuration could be read: no pod is served until it can")
+                continue
             self._latest = update.snapshot
             self._fresh.set()
 
