@@ -23,7 +23,7 @@
 void zt_config_default(struct zt_config *cfg)
 {
 	*cfg = (struct zt_config){
-		/* Windows, frame, streams, pings, pool: ztunnel's (DESIGN 5, research/istio-ambient.md 2.2, 2.6). */
+		/* Windows, frame, streams, pings, pool: those of istio/ztunnel (src/config.rs, src/proxy/h2.rs). */
 		.stream_window = 4u << 20, .conn_window = 16u << 20,   .max_frame = 1u << 20,
 		.server_max_streams = 200, .pool_max_streams = 100,    .ping_ms = 10000,
 		.ping_timeout_ms = 20000,  .tunnel_idle_ms = 300000,   .connect_ms = 10000,
