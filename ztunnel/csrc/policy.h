@@ -14,6 +14,5 @@
 
 struct zt_policyset *zt_policyset_get(struct zt_policyset *p);
 void zt_policyset_put(struct zt_policyset *p);
-uint64_t zt_policyset_epoch(const struct zt_policyset *p);
 
 #endif

@@ -42,11 +42,6 @@ void zt_policyset_free(struct zt_policyset *p)
 	zt_policyset_put(p);
 }
 
-uint64_t zt_policyset_epoch(const struct zt_policyset *p)
-{
-	return p ? p->epoch : 0;
-}
-
 static size_t index_size(size_t rows)
 {
 	size_t n = 16;
@@ -285,7 +280,6 @@ int zt_policyset_new(const struct zt_policies *rows, struct zt_policyset **out, 
 		return -ZT_ENOMEM;
 	ret = -ZT_ENOMEM;
 	atomic_init(&p->refs, 1);
-	p->epoch = rows->epoch;
 	p->deny_unknown = rows->deny_unknown != 0;
 	p->n_rules = rows->n_rules;
 	p->policies = copy(rows->policies, rows->n_policies, sizeof(*p->policies));

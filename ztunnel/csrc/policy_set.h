@@ -34,7 +34,6 @@ struct zt_policy_bucket {
 
 struct zt_policyset {
 	_Atomic uint32_t refs;
-	uint64_t epoch;
 	bool deny_unknown;
 	struct zt_policy_row *policies;
 	struct zt_rule_row *rules;

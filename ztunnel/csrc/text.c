@@ -53,10 +53,3 @@ const char *zt_reason_name(int reason)
 
 	return reason >= 0 && (size_t)reason < ZT_COUNT(names) ? names[reason] : "unknown";
 }
-
-const char *zt_path_name(int path)
-{
-	static const char *const names[] = { "none", "tunnel", "plain" };
-
-	return path >= 0 && (size_t)path < ZT_COUNT(names) ? names[path] : "unknown";
-}

@@ -83,7 +83,6 @@ int zt_core_set_sockets_map(struct zt_core *core, int fd);
 int zt_core_set_flows_map(struct zt_core *core, int fd);
 const char *zt_err_name(int err);
 const char *zt_reason_name(int reason);
-const char *zt_path_name(int path);
 
 /* --- identities ------------------------------------------------------------------------------------------------
  * `id` is a SPIFFE URI. Chain: PEM, leaf first. Key: PKCS#8 PEM. Roots: PEM bundle. Replaces an earlier
