@@ -91,6 +91,11 @@ available() {
 	done
 }
 
+# Major version of the installed clang; nothing when there is none.
+clang_major() {
+	{ dpkg-query -W -f='${Depends}' clang 2>/dev/null || true; } | sed -n 's/.*clang-\([0-9]\+\).*/\1/p'
+}
+
 deps() {
 	command -v apt-get >/dev/null || return 0 # check() has listed what is needed
 	local wanted optional
@@ -98,7 +103,7 @@ deps() {
 	mapfile -t optional < <(missing "${OPTIONAL[@]}")
 	# Sanitizer runtimes: a package of their own, named after clang's version (older clang: part of clang).
 	local clang_version
-	clang_version=$(dpkg-query -W -f='${Depends}' clang 2>/dev/null | sed -n 's/.*clang-\([0-9]\+\).*/\1/p')
+	clang_version=$(clang_major)
 	if [ -z "$clang_version" ] || [ -z "$(find "/usr/lib/llvm-$clang_version/lib/clang" -name 'libclang_rt.fuzzer-*.a' -print -quit 2>/dev/null)" ]; then
 		optional+=(libclang-rt)
 	fi
@@ -133,7 +138,7 @@ deps() {
 	if [ ${#names[@]} -gt 0 ]; then
 		"${apt[@]}" install --no-install-recommends "${names[@]}" >build/apt.log 2>&1 || ok=$?
 	fi
-	clang_version=$(dpkg-query -W -f='${Depends}' clang 2>/dev/null | sed -n 's/.*clang-\([0-9]\+\).*/\1/p')
+	clang_version=$(clang_major)
 	for item in "${optional[@]}"; do
 		[ "$item" = libclang-rt ] && item="libclang-rt-$clang_version-dev"
 		name=$(available "$item")
