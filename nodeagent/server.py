@@ -185,6 +185,7 @@ class ZdsServer:
         maps: Mapping[str, int],
         prepare: Callable[[list[tuple[Held, Descriptors]]], Awaitable[None]],
         drain_ms: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = path
         self._maps = maps
@@ -194,7 +195,8 @@ class ZdsServer:
         self._lost: frozenset[str] = frozenset()
         self._peers: list[Peer] = []
         self._numbers = itertools.count(1)
-        self.without_peer_since: float | None = time.monotonic()
+        self._clock = clock
+        self.without_peer_since: float | None = clock()
         self.changed = asyncio.Event()
 
     # --- what the enroller calls
@@ -308,7 +310,7 @@ class ZdsServer:
 
     def _after_loss(self) -> None:
         if self._newest() is None:
-            self.without_peer_since = time.monotonic()
+            self.without_peer_since = self._clock()
         self.changed.set()
 
     async def _sync(self, peer: Peer) -> None:

@@ -71,7 +71,7 @@ class Agent:
 async def start_agent(root: Path, kernel: FakeKernel) -> Agent:
     clock = FakeClock()
     enroller = Enroller(kernel, drain_ms=5000, close_after_s=30, adopt_wait_s=1.0, clock=clock)
-    server = ZdsServer(root / "zds.sock", maps=kernel.maps, prepare=enroller.prepare, drain_ms=7000)
+    server = ZdsServer(root / "zds.sock", maps=kernel.maps, prepare=enroller.prepare, drain_ms=7000, clock=clock)
     enroller.attach(server)
     agent = Agent(root / "zds.sock", kernel, enroller, server, clock, root)
     agent.tasks = [asyncio.create_task(server.run()), asyncio.create_task(enroller.run())]
@@ -336,7 +336,7 @@ async def test_listeners_close_when_no_ztunnel_has_been_there_for_long_and_come_
     agent.set(workload("web"))
     await eventually(lambda: agent.kernel.on)
 
-    agent.server.without_peer_since = agent.clock.now - 31
+    agent.clock.now += 31
     agent.enroller.wake()
     await eventually(lambda: agent.enroller.status()[0].listeners == ())
     assert agent.kernel.on
