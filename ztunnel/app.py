@@ -28,7 +28,7 @@ from ztunnel.identity.x509 import IssuedCertificate
 from ztunnel.inpod import LocalPods, ZdsClient
 from ztunnel.lifecycle import Drainer
 from ztunnel.telemetry.accesslog import AccessLog
-from ztunnel.telemetry.denials import Denials
+from ztunnel.telemetry.decisions import Decisions
 from ztunnel.telemetry.exposition import Exposition, Reading
 from ztunnel.telemetry.latency import Latencies
 from ztunnel.telemetry.series import TrafficSeries
@@ -61,7 +61,7 @@ class Ztunnel:
         )
         self._series = TrafficSeries(names, maximum=config.max_series, idle_s=config.series_idle_s)
         self._latencies = Latencies()
-        self._denials = Denials()
+        self._decisions = Decisions()
         self._access_log = AccessLog(names, log_fd, form=config.access_log_format, pod_name=self._pod_name)
         self.pump = EventPump(
             engine,
@@ -69,11 +69,11 @@ class Ztunnel:
                 self._access_log.on_events,
                 self._series.on_events,
                 self._latencies.on_events,
-                self._denials.on_events,
+                self._decisions.on_events,
                 self._on_events,
             ),
         )
-        self._exposition = Exposition(self._series, self._latencies, __version__, self._denials)
+        self._exposition = Exposition(self._series, self._latencies, __version__, self._decisions)
 
     async def run(self) -> None:
         """Until drained. Every part outlives the failures of the others."""

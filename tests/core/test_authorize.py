@@ -96,7 +96,7 @@ def test_source_that_no_policy_allows_is_answered_401_and_named(rig: Rig, polici
 
     assert is_refused(rig, where)
     (denied,) = rig.server.wait_closed(Reason.DENIED)
-    assert denied.detail == "no rule of shop/p allows it"
+    assert denied.detail == denied.rule == "no rule of shop/p allows it"
     assert (denied.src_identity, denied.dst_identity) == (CLIENT, SERVER)
     assert (denied.direction, denied.path) == (Direction.INBOUND, Path.TUNNEL)
     assert rig.client.wait_closed(Reason.DENIED)
@@ -229,3 +229,61 @@ def test_hundreds_of_connections_survive_being_cut_again_and_again(rig: Rig, pol
     policies.apply()
     with rig.dial(*where) as sock:
         assert echoes(sock)
+
+
+def test_allowed_connection_says_which_rule_let_it_in_while_it_lives_and_at_its_end(
+    rig: Rig, policies: Policies
+) -> None:
+    where = rig.web()
+    policies.apply(policy(Action.NOTE, ME, name="audit"), policy(Action.ALLOW, ME), policy(Action.NOTE, name="all"))
+
+    with rig.dial(*where) as sock:
+        assert echoes(sock)
+        (live,) = [one for one in rig.server.core.connections() if one.direction is Direction.INBOUND]
+
+    (ended,) = rig.server.wait_closed(Reason.OK)
+    assert (live.rule, ended.rule) == ("shop/p rules[0]", "shop/p rules[0]")
+    assert live.noted == ended.noted == ("shop/audit rules[0]", "shop/all rules[0]")
+    (sent,) = rig.client.wait_closed(Reason.OK)
+    assert (sent.rule, sent.noted) == ("", ())
+
+
+def test_names_of_rules_outlive_the_policies_they_came_from(rig: Rig, policies: Policies) -> None:
+    """An event waits in the ring while policies are replaced and freed."""
+    where = rig.web()
+    policies.apply(policy(Action.ALLOW, ME, name="first"), policy(Action.NOTE, ME, name="note"))
+    with rig.dial(*where) as sock:
+        assert echoes(sock)
+    until("its end", lambda: rig.server.count(Reason.OK) == 1)
+
+    for _ in range(50):
+        policies.apply(policy(Action.ALLOW, ME, name="later"))
+
+    (ended,) = rig.server.wait_closed(Reason.OK)
+    assert (ended.rule, ended.noted) == ("shop/first rules[0]", ("shop/note rules[0]",))
+
+
+def test_open_connection_carries_the_rule_of_the_policies_in_force(rig: Rig, policies: Policies) -> None:
+    where = rig.web()
+    policies.apply(policy(Action.ALLOW, ME, name="first"))
+    with rig.dial(*where) as sock:
+        assert echoes(sock)
+
+        policies.apply()
+
+        until(
+            "the new reason",
+            lambda: "no ALLOW policy concerns this workload" in [e.rule for e in rig.server.core.connections()],
+        )
+
+
+def test_notes_that_do_not_fit_are_left_out_whole(rig: Rig, policies: Policies) -> None:
+    where = rig.web()
+    names = [f"{number}{'n' * 250}" for number in range(3)]
+    policies.apply(*(policy(Action.NOTE, ME, name=name) for name in names))
+
+    with rig.dial(*where) as sock:
+        assert echoes(sock)
+
+    (ended,) = rig.server.wait_closed(Reason.OK)
+    assert ended.noted == (f"shop/{names[0]} rules[0]",)

@@ -234,6 +234,8 @@ def connection(event: Event, uid: str) -> Json:
         "bytesRecv": event.bytes_recv,
         "retries": event.retries,
         "mtls": event.path is Path.TUNNEL,
+        "rule": event.rule,
+        "noted": list(event.noted),
     }
 
 

@@ -7,7 +7,7 @@
 #include "engine.h"
 #include "policy.h"
 
-bool zt_authorize(const struct zt_conn *c, char *why, size_t cap)
+bool zt_authorize(struct zt_conn *c)
 {
 	const struct zt_policyset *set = c->w->policies;
 	const struct zt_name *id = c->tunnel ? c->tunnel->peer_identity : NULL;
@@ -21,23 +21,23 @@ bool zt_authorize(const struct zt_conn *c, char *why, size_t cap)
 	if (!set)
 		return true;
 	zt_policyset_evaluate(set, &q, &v);
-	if (!v.allowed)
-		zt_policyset_explain(set, &v, why, cap);
+	zt_name_put(c->rule);
+	zt_name_put(c->noted);
+	c->rule = zt_policyset_words(set, &v);
+	c->noted = zt_policyset_notes(set, &v);
 	return v.allowed;
 }
 
 static void ask_again(struct zt_podw *p)
 {
-	char why[ZT_POLICY_TEXT];
-
 	p->pins++;
 	zt_list_each_safe(it, &p->conns)
 	{
 		struct zt_conn *c = zt_container(it, struct zt_conn, link);
 
 		/* Without a target it has not asked for anything yet. */
-		if (c->direction == ZT_INBOUND && c->target.family && !zt_authorize(c, why, sizeof(why)))
-			zt_inbound_deny(c, why);
+		if (c->direction == ZT_INBOUND && c->target.family && !zt_authorize(c))
+			zt_inbound_deny(c);
 	}
 	p->pins--;
 	zt_podw_maybe_free(p);

@@ -214,6 +214,7 @@ struct zt_conn {
 	struct zt_addr target; /* what the application behind it listens on: CONNECT's authority */
 	size_t uncredited;     /* bytes from the stream whose window is not returned yet */
 	struct zt_name *src_identity, *dst_identity, *service;
+	struct zt_name *rule, *noted; /* of the last time policies were asked */
 	struct zt_load *load;
 	struct zt_tableset *tables; /* only while endpoints may be tried */
 	const struct zt_service *row;
@@ -254,8 +255,8 @@ void zt_outbound_retry_tunnel(struct zt_conn *c, enum zt_reason reason); /* same
 void zt_inbound_accept(struct zt_listener *l, int fd, const struct zt_addr *src);
 void zt_inbound_plain_accept(struct zt_listener *l, int fd, const struct zt_addr *src);
 void zt_inbound_request(struct zt_conn *c, struct zt_request *r);
-void zt_inbound_deny(struct zt_conn *c, const char *why); /* refuse it, or cut it when it is open */
-void zt_conn_connected(struct zt_conn *c, int err);       /* the dialled socket stands (err 0) or failed */
+void zt_inbound_deny(struct zt_conn *c);            /* refuse it, or cut it when it is open */
+void zt_conn_connected(struct zt_conn *c, int err); /* the dialled socket stands (err 0) or failed */
 
 /* --- honest.c ------------------------------------------------------------------------------------------------------------ */
 void zt_honest_readable(struct zt_io *io);                                  /* a watch socket has SYNs */
@@ -265,8 +266,8 @@ bool zt_honest_claim(struct zt_podw *p, int fd, const struct zt_addr *src); /* t
 void zt_honest_mail(struct zt_podw *p, int fd, const struct zt_addr *src);  /* takes fd */
 
 /* --- authorize.c ------------------------------------------------------------------------------------------------------- */
-/* May an inbound connection with src and target known go on? Writes why not. */
-bool zt_authorize(const struct zt_conn *c, char *why, size_t cap);
+/* May an inbound connection with src and target known go on? c->rule says why or why not. */
+bool zt_authorize(struct zt_conn *c);
 void zt_worker_policies(struct zt_worker *w,
 			struct zt_policyset *set); /* takes the reference; cuts what is denied now */
 
@@ -424,7 +425,7 @@ struct zt_slim {
 	uint64_t id, pod_id, bytes_sent, bytes_recv;
 	int64_t start_unix_us, duration_us, connect_us, handshake_us;
 	struct zt_addr src, dst, peer;
-	struct zt_name *src_identity, *dst_identity, *service;
+	struct zt_name *src_identity, *dst_identity, *service, *rule, *noted;
 	uint32_t kind;
 	uint8_t direction, path, reason, retries;
 	char detail[128];

@@ -16,6 +16,8 @@ static void slim_drop(struct zt_slim *s)
 	zt_name_put(s->src_identity);
 	zt_name_put(s->dst_identity);
 	zt_name_put(s->service);
+	zt_name_put(s->rule);
+	zt_name_put(s->noted);
 }
 
 static bool ring_push(struct zt_ring *r, const struct zt_slim *s)
@@ -110,6 +112,8 @@ void zt_slim_expand(struct zt_slim *s, struct zt_event *ev)
 	copy_name(ev->src_identity, sizeof(ev->src_identity), s->src_identity);
 	copy_name(ev->dst_identity, sizeof(ev->dst_identity), s->dst_identity);
 	copy_name(ev->service, sizeof(ev->service), s->service);
+	copy_name(ev->rule, sizeof(ev->rule), s->rule);
+	copy_name(ev->noted, sizeof(ev->noted), s->noted);
 	memcpy(ev->detail, s->detail, sizeof(s->detail));
 	slim_drop(s);
 }
@@ -170,6 +174,8 @@ void zt_slim_from_conn(struct zt_slim *s, const struct zt_conn *c, uint32_t kind
 		.src_identity = zt_name_get(c->src_identity),
 		.dst_identity = zt_name_get(c->dst_identity),
 		.service = zt_name_get(c->service),
+		.rule = zt_name_get(c->rule),
+		.noted = zt_name_get(c->noted),
 	};
 }
 

@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "engine.h"
-#include "policy.h"
 
 static bool is_own_port(const struct zt_podw *p, uint16_t port)
 {
@@ -82,8 +81,10 @@ static void refuse(struct zt_conn *c, int status, enum zt_reason reason, const c
 	zt_conn_finish(c, reason, detail);
 }
 
-void zt_inbound_deny(struct zt_conn *c, const char *why)
+void zt_inbound_deny(struct zt_conn *c)
 {
+	const char *why = zt_name_str(c->rule);
+
 	if (c->state == ZT_C_OPEN)
 		zt_conn_finish(c, ZT_R_DENIED, why);
 	else
@@ -146,12 +147,10 @@ static void dial_app(struct zt_conn *c, const struct zt_addr *to)
 
 static void enter(struct zt_conn *c)
 {
-	char why[ZT_POLICY_TEXT];
-
-	if (zt_authorize(c, why, sizeof(why)))
+	if (zt_authorize(c))
 		dial_app(c, &c->target);
 	else
-		zt_inbound_deny(c, why);
+		zt_inbound_deny(c);
 }
 
 void zt_inbound_request(struct zt_conn *c, struct zt_request *r)

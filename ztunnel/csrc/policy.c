@@ -4,12 +4,10 @@
  */
 #include "policy_set.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #define NO_RULE UINT32_MAX
 #define SPIFFE "spiffe://"
-#define NAMED 3 /* ALLOW policies named in a refusal */
 
 struct span {
 	const char *s;
@@ -158,7 +156,7 @@ static uint32_t first_match(const struct zt_policyset *p, const struct zt_guard_
 	return best;
 }
 
-static void note(struct zt_policy_verdict *v, uint32_t rule)
+void zt_policy_note(struct zt_policy_verdict *v, uint32_t rule)
 {
 	size_t kept = v->n_noted < ZT_COUNT(v->noted) ? v->n_noted : ZT_COUNT(v->noted);
 	size_t at = kept;
@@ -186,7 +184,7 @@ static void take_notes(const struct zt_policyset *p, const struct zt_guard_row *
 
 			for (uint32_t i = 0; b && i < b->n; i++)
 				if (rule_matches(p, p->filed[b->first + i].rule, a))
-					note(v, p->filed[b->first + i].rule);
+					zt_policy_note(v, p->filed[b->first + i].rule);
 		}
 	}
 }
@@ -226,73 +224,4 @@ void zt_policyset_evaluate(const struct zt_policyset *p, const struct zt_policy_
 		v.allowed = v.why == ZT_WHY_NO_ALLOW;
 	}
 	*out = v;
-}
-
-/* --- words ---------------------------------------------------------------------------------------------------------- */
-
-/* The first ALLOW policies by row that concern a guard; returns how many there are in all. */
-static size_t allows_of(const struct zt_policyset *p, const struct zt_guard_row *g, uint32_t first[NAMED])
-{
-	struct zt_policy_verdict sorted = { 0 };
-	size_t all = 0;
-
-	for (uint32_t s = 0; s < g->n_scopes; s++) {
-		const struct zt_run_row *run = &p->allowed[p->scopes[g->first_scope + s]];
-
-		all += run->n;
-		for (uint32_t i = 0; i < run->n && i < NAMED; i++)
-			note(&sorted, p->allows[run->first + i]);
-	}
-	memcpy(first, sorted.noted, NAMED * sizeof(first[0]));
-	return all;
-}
-
-static size_t put(char *buf, size_t cap, size_t at, const char *s)
-{
-	size_t len = strlen(s), room = cap - 1 - at;
-
-	if (len > room)
-		len = room;
-	memcpy(buf + at, s, len);
-	buf[at + len] = 0;
-	return at + len;
-}
-
-size_t zt_policyset_explain(const struct zt_policyset *p, const struct zt_policy_verdict *v, char *buf, size_t cap)
-{
-	uint32_t first[NAMED];
-	char more[48];
-	size_t all, at;
-
-	if (!cap)
-		return 0;
-	buf[0] = 0;
-	switch (v->why) {
-	case ZT_WHY_RULE:
-		return put(buf, cap, 0, zt_policyset_rule(p, v->rule));
-	case ZT_WHY_NO_ALLOW:
-		return put(buf, cap, 0, "no ALLOW policy concerns this workload");
-	case ZT_WHY_UNKNOWN:
-		return put(buf, cap, 0, "no policy is known for this address");
-	default:
-		break;
-	}
-	if (!v->guard)
-		return 0;
-	all = allows_of(p, &p->guards[v->guard - 1], first);
-	at = put(buf, cap, 0, "no rule of ");
-	for (size_t i = 0; i < all && i < NAMED; i++) {
-		at = put(buf, cap, at, i ? ", " : "");
-		at = put(buf, cap, at, p->policies[first[i]].key.ptr);
-	}
-	if (all > NAMED) {
-		snprintf(more, sizeof(more), " and %zu more", all - NAMED);
-		at = put(buf, cap, at, more);
-	}
-	return put(buf, cap, at, " allows it");
-}
-
-const char *zt_policyset_rule(const struct zt_policyset *p, uint32_t rule)
-{
-	return rule < p->n_rules ? p->rules[rule].name.ptr : "";
 }

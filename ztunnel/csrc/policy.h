@@ -10,9 +10,15 @@
 
 #include "base.h"
 
-#define ZT_POLICY_TEXT 256 /* enough for zt_policyset_explain() in nearly all cases; longer ones are cut */
+/* Enough for zt_policyset_explain() in nearly all cases; longer ones are cut. */
+#define ZT_POLICY_TEXT sizeof(((struct zt_event *)0)->rule)
+#define ZT_NOTES_TEXT sizeof(((struct zt_event *)0)->noted)
 
 struct zt_policyset *zt_policyset_get(struct zt_policyset *p);
 void zt_policyset_put(struct zt_policyset *p);
+/* A verdict's words, counted: the caller's. NULL only without memory. */
+struct zt_name *zt_policyset_words(const struct zt_policyset *p, const struct zt_policy_verdict *v);
+/* The NOTE rules that matched, as zt_event.noted has them; NULL = none. */
+struct zt_name *zt_policyset_notes(const struct zt_policyset *p, const struct zt_policy_verdict *v);
 
 #endif

@@ -7,6 +7,11 @@
 
 static void set_free(struct zt_policyset *p)
 {
+	for (size_t i = 0; p->names && i < p->n_rules; i++)
+		zt_name_put(p->names[i]);
+	zt_name_put(p->no_allow);
+	zt_name_put(p->unknown);
+	free(p->names);
 	free(p->policies);
 	free(p->rules);
 	free(p->clauses);
@@ -66,8 +71,6 @@ static size_t text_size(const struct zt_policies *r)
 
 	for (size_t i = 0; i < r->n_values; i++)
 		all += r->values[i].text.len + 1;
-	for (size_t i = 0; i < r->n_rules; i++)
-		all += r->rules[i].name.len + 1;
 	for (size_t i = 0; i < r->n_policies; i++)
 		all += r->policies[i].key.len + 1;
 	return all;
@@ -97,10 +100,24 @@ static void copy_text(struct zt_policyset *p, const struct zt_policies *r)
 							 .addr = v->addr,
 							 .match = (uint8_t)v->match };
 	}
-	for (size_t i = 0; i < r->n_rules; i++)
-		p->rules[i].name = keep(&at, r->rules[i].name);
 	for (size_t i = 0; i < r->n_policies; i++)
 		p->policies[i].key = keep(&at, r->policies[i].key);
+}
+
+static int copy_names(struct zt_policyset *p, const struct zt_policies *r)
+{
+	p->no_allow = zt_name_new(ZT_WORDS_NO_ALLOW, sizeof(ZT_WORDS_NO_ALLOW) - 1);
+	p->unknown = zt_name_new(ZT_WORDS_UNKNOWN, sizeof(ZT_WORDS_UNKNOWN) - 1);
+	p->names = calloc(r->n_rules + 1, sizeof(struct zt_name *));
+	if (!p->no_allow || !p->unknown || !p->names)
+		return -ZT_ENOMEM;
+	for (size_t i = 0; i < r->n_rules; i++) {
+		p->names[i] = zt_name_new(r->rules[i].name.ptr, r->rules[i].name.len);
+		if (!p->names[i] && r->rules[i].name.len)
+			return -ZT_ENOMEM;
+		p->rules[i].name = (struct zt_str){ zt_name_str(p->names[i]), r->rules[i].name.len };
+	}
+	return 0;
 }
 
 static uint64_t key_of_value(uint32_t scope, uint32_t action, uint32_t attr, const struct zt_policy_value *v)
@@ -295,6 +312,9 @@ int zt_policyset_new(const struct zt_policies *rows, struct zt_policyset **out, 
 	    !p->values || !p->text)
 		goto fail;
 	copy_text(p, rows);
+	ret = copy_names(p, rows);
+	if (ret)
+		goto fail;
 	ret = build_index(p, rows->n_policies);
 	if (ret)
 		goto fail;

@@ -11,6 +11,8 @@
 
 #include "policy.h"
 
+#define ZT_WORDS_NO_ALLOW "no ALLOW policy concerns this workload"
+#define ZT_WORDS_UNKNOWN "no policy is known for this address"
 #define ZT_ATTR_ANY ZT_ATTRS /* the index's own: rules without such a clause */
 
 struct zt_policy_value {
@@ -43,7 +45,9 @@ struct zt_policyset {
 	uint32_t *scopes;
 	struct zt_guard_row *guards;
 	size_t n_rules;
-	char *text; /* all strings, each with a NUL */
+	struct zt_name **names; /* of rules: what a connection keeps of a verdict outlives the set */
+	struct zt_name *no_allow, *unknown;
+	char *text; /* keys of policies and values, each with a NUL */
 	struct zt_policy_filed *filed;
 	size_t n_filed, cap_filed;
 	struct zt_policy_bucket *buckets;
@@ -67,6 +71,9 @@ static inline uint64_t zt_policy_ip_hash(const struct zt_addr *a)
 {
 	return zt_hash(a->ip, sizeof(a->ip), a->family);
 }
+
+/* Put `rule` among the lowest numbers seen, which are all that is kept of them, and count it. */
+void zt_policy_note(struct zt_policy_verdict *v, uint32_t rule);
 
 static inline const struct zt_guard_row *zt_policy_guard(const struct zt_policyset *p, const struct zt_addr *ip)
 {

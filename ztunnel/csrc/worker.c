@@ -304,6 +304,8 @@ static void free_conn(struct zt_conn *c)
 	zt_name_put(c->src_identity);
 	zt_name_put(c->dst_identity);
 	zt_name_put(c->service);
+	zt_name_put(c->rule);
+	zt_name_put(c->noted);
 	zt_tableset_put(c->tables);
 	zt_request_free(c->request);
 	free(c);

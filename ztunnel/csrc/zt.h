@@ -233,6 +233,8 @@ struct zt_event {
 	char dst_identity[256];
 	char service[256]; /* hostname when addressed by a service (inbound: from `forwarded`, a hint only) */
 	char detail[128];
+	char rule[384];  /* what policy said, allowed or not: a rule's name or other words; empty = none was asked */
+	char noted[512]; /* names of audit and dry-run rules that matched, each with its NUL; an empty one ends them */
 };
 /* Readable when events wait. Owned by the core. */
 int zt_event_fd(const struct zt_core *core);

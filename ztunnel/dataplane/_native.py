@@ -187,7 +187,7 @@ def _fill_addr(out: Any, ip: IPv4Address | IPv6Address, port: int = 0) -> None:
 
 # One struct zt_event, decoded as a whole: reading it field by field through cffi costs three times as much, and this is
 # the most frequent thing Python does. Addresses and names repeat, so their objects are kept.
-_EVENT = struct.Struct("=QQIBBBBqqqqQQ" + 3 * "16sHB5x" + "256s256s256s128s")
+_EVENT = struct.Struct("=QQIBBBBqqqqQQ" + 3 * "16sHB5x" + "256s256s256s128s384s512s")
 _ORDER = (
     *("id", "pod_id", "kind", "direction", "path", "reason", "retries", "start_unix_us", "duration_us", "connect_us"),
     *(
@@ -201,6 +201,8 @@ _ORDER = (
         "dst_identity",
         "service",
         "detail",
+        "rule",
+        "noted",
     ),
 )
 if [name for name, _ in ffi.typeof("struct zt_event").fields] != list(_ORDER) or ffi.sizeof(
@@ -220,8 +222,22 @@ def _ip(packed: bytes, family: int) -> IPv4Address | IPv6Address:
 
 
 @lru_cache(4096)
+def _decoded(text: bytes) -> str:
+    return text.decode("utf-8", "replace")
+
+
 def _word(padded: bytes) -> str:
-    return padded[: padded.index(0)].decode("utf-8", "replace")
+    return _decoded(padded[: padded.index(0)])  # cut first: hashing the padding would take longer than the rest
+
+
+@lru_cache(4096)
+def _several(texts: bytes) -> tuple[str, ...]:
+    return tuple(_decoded(text) for text in texts.split(b"\0"))
+
+
+def _words(padded: bytes) -> tuple[str, ...]:
+    """Texts, each with its NUL; an empty one ends them."""
+    return _several(padded[: padded.index(b"\0\0")]) if padded[0] else ()
 
 
 def _addr(packed: bytes, port: int, family: int) -> Addr | None:
@@ -233,13 +249,13 @@ def _event(
     start_unix_us: int, duration_us: int, connect_us: int, handshake_us: int, bytes_sent: int, bytes_recv: int,
     src: bytes, src_port: int, src_family: int, dst: bytes, dst_port: int, dst_family: int,
     peer: bytes, peer_port: int, peer_family: int,
-    src_identity: bytes, dst_identity: bytes, service: bytes, detail: bytes,
+    src_identity: bytes, dst_identity: bytes, service: bytes, detail: bytes, rule: bytes, noted: bytes,
 ) -> Event:  # fmt: skip
     return Event(
         id, pod_id, _KINDS[kind], _DIRECTIONS[direction], _PATHS[path], _REASONS[reason], retries,
         start_unix_us, duration_us, connect_us, handshake_us, bytes_sent, bytes_recv,
         _addr(src, src_port, src_family), _addr(dst, dst_port, dst_family), _addr(peer, peer_port, peer_family),
-        _word(src_identity), _word(dst_identity), _word(service), _word(detail),
+        _word(src_identity), _word(dst_identity), _word(service), _word(detail), _word(rule), _words(noted),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, Protocol
 
 from mesh.protocol.messages import PORT_HBONE
@@ -114,6 +114,10 @@ class AccessLog:
 
     def _end(self, event: Event) -> list[str]:
         fields = [self._form.bare("reason", _REASONS[event.reason])]
+        if event.rule:
+            fields.append(self._form.text("rule", event.rule))
+        if event.noted:
+            fields.append(self._form.texts("noted", event.noted))
         if event.reason not in _GOOD or event.detail:
             hint = _HINTS.get(event.reason, _REASONS[event.reason].replace("_", " "))
             fields.append(self._form.text("error", f"{hint}: {event.detail}" if event.detail else hint))
@@ -164,6 +168,8 @@ class _Form(Protocol):
 
     def text(self, key: str, value: str) -> str: ...
 
+    def texts(self, key: str, values: Sequence[str]) -> str: ...
+
     def number(self, key: str, value: int) -> str: ...
 
     def truth(self, key: str, value: bool) -> str: ...
@@ -185,6 +191,9 @@ class _Text:
     def text(self, key: str, value: str) -> str:
         return f"{key}={json.dumps(value)}"
 
+    def texts(self, key: str, values: Sequence[str]) -> str:
+        return self.text(key, ", ".join(values))
+
     def number(self, key: str, value: int) -> str:
         return f"{key}={value}"
 
@@ -204,6 +213,9 @@ class _Json:
 
     def text(self, key: str, value: str) -> str:
         return f'"{key}":{json.dumps(value)}'
+
+    def texts(self, key: str, values: Sequence[str]) -> str:
+        return f'"{key}":{json.dumps(values)}'
 
     def number(self, key: str, value: int) -> str:
         return f'"{key}":{value}'

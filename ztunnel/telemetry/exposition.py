@@ -10,8 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 
 from ztunnel.dataplane.values import Counters, Reason
-from ztunnel.telemetry.denials import LABELS as DENIAL_LABELS
-from ztunnel.telemetry.denials import Denials
+from ztunnel.telemetry.decisions import LABELS as DECISION_LABELS
+from ztunnel.telemetry.decisions import Decisions
 from ztunnel.telemetry.latency import Histogram, Latencies
 from ztunnel.telemetry.series import LABELS, Cell, TrafficSeries
 
@@ -33,10 +33,10 @@ class Exposition:
     """Makes pages. A page of 20,000 sets of labels takes seconds, so page() may run on any thread."""
 
     def __init__(
-        self, series: TrafficSeries, latencies: Latencies, version: str, denials: Denials | None = None
+        self, series: TrafficSeries, latencies: Latencies, version: str, decisions: Decisions | None = None
     ) -> None:
         self._series = series
-        self._denials = denials or Denials()
+        self._decisions = decisions or Decisions()
         self._latencies = latencies
         self._version = version
 
@@ -52,7 +52,7 @@ class Exposition:
         yield from _traffic(reading.cells)
         yield from _latencies(self._latencies)
         yield from _engine(reading.counters)
-        yield _refused(self._denials)
+        yield from _decided(self._decisions)
         yield from self._node(reading)
 
     def _node(self, reading: Reading) -> Iterable[Metric]:
@@ -109,11 +109,15 @@ def _traffic(cells: Sequence[Cell]) -> Iterable[Metric]:
     return (opened, closed, failed, sent, received)
 
 
-def _refused(denials: Denials) -> Metric:
-    family = CounterMetricFamily("qanat_policy_denials", "Connections policy refused or cut.", labels=DENIAL_LABELS)
-    for labels, count in denials.counts().items():
-        family.add_metric(labels, count)
-    return family
+def _decided(decisions: Decisions) -> Iterable[Metric]:
+    for name, text, counts in (
+        ("qanat_policy_denials", "Connections policy refused or cut.", decisions.denials()),
+        ("qanat_policy_notes", "Connections that matched an audit or dry-run rule.", decisions.notes()),
+    ):
+        family = CounterMetricFamily(name, text, labels=DECISION_LABELS)
+        for labels, count in counts.items():
+            family.add_metric(labels, count)
+        yield family
 
 
 def _latencies(latencies: Latencies) -> Iterable[Metric]:

@@ -238,6 +238,8 @@ def event(
     dst_identity: str = "spiffe://cluster.local/ns/shop/sa/web",
     service: str = "web.shop.svc.cluster.local",
     detail: str = "",
+    rule: str = "",
+    noted: tuple[str, ...] = (),
 ) -> Event:
     return Event(
         id=id,
@@ -260,6 +262,8 @@ def event(
         dst_identity=dst_identity,
         service=service,
         detail=detail,
+        rule=rule,
+        noted=noted,
     )
 
 

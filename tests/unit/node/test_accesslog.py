@@ -61,6 +61,15 @@ def test_failure_is_an_error_with_reason_and_words() -> None:
     assert "NetworkPolicy" in found["error"] and found["error"].endswith(": 10 s")
 
 
+def test_line_says_which_rule_decided_and_which_took_note() -> None:
+    one = event(direction=Direction.INBOUND, rule="shop/p rules[0]", noted=("AUDIT shop/a rules[0]", "DENY shop/b all"))
+
+    assert 'reason=ok rule="shop/p rules[0]" noted="AUDIT shop/a rules[0], DENY shop/b all"\n' in line(one)
+    found = json.loads(line(one, "json"))
+    assert found["rule"] == "shop/p rules[0]"
+    assert found["noted"] == ["AUDIT shop/a rules[0]", "DENY shop/b all"]
+
+
 def test_refused_tunnel_has_a_line_of_its_own() -> None:
     found = json.loads(
         line(event(kind=Kind.TUNNEL, direction=Direction.INBOUND, reason=Reason.NOT_TLS, detail="http"), "json")

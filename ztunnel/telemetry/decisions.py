@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What policy refused or noted, by the rule and who was concerned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from ztunnel.dataplane.values import Direction, Event, Kind, Reason
+
+LABELS = ("rule", "source_principal", "destination_principal")
+MAX_SETS = 2000
+OTHER = ("other", "other", "other")
+Labels = tuple[str, str, str]
+
+
+class Decisions:
+    """Sets of labels are kept for ever, at most MAX_SETS of each kind; what comes later counts as ``other``."""
+
+    def __init__(self) -> None:
+        self._denials: Counter[Labels] = Counter()
+        self._notes: Counter[Labels] = Counter()
+
+    def on_events(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if event.kind is not Kind.CLOSED:
+                continue
+            # A 401 from the other node is that node's decision, and counted there.
+            if event.reason is Reason.DENIED and (event.rule or event.direction is Direction.INBOUND):
+                _count(self._denials, event.rule or event.detail or "unknown", event)
+            for rule in event.noted:
+                _count(self._notes, rule, event)
+
+    def denials(self) -> dict[Labels, int]:
+        return dict(self._denials)
+
+    def notes(self) -> dict[Labels, int]:
+        return dict(self._notes)
+
+
+def _count(counts: Counter[Labels], rule: str, event: Event) -> None:
+    key = (rule, event.src_identity or "unknown", event.dst_identity or "unknown")
+    counts[key if key in counts or len(counts) < MAX_SETS else OTHER] += 1
