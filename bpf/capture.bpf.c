@@ -50,7 +50,7 @@ static __always_inline int unbind_device(struct bpf_sock_addr *ctx)
 
 static __always_inline enum verdict judge(struct bpf_sock_addr *ctx, const struct qn_addr *dst)
 {
-	struct qn_socket fresh = { .role = QN_ROLE_CLIENT };
+	struct qn_socket fresh = { .role = QN_ROLE_CLIENT, .path = QN_PATH_TUNNEL };
 	struct qn_socket *known;
 	struct qn_pod *pod;
 	__u64 netns;
@@ -63,8 +63,10 @@ static __always_inline enum verdict judge(struct bpf_sock_addr *ctx, const struc
 		return PASS;
 	}
 	/* From an earlier connect() on this socket: no longer true whatever happens next. */
-	if (known)
+	if (known) {
 		known->role = QN_ROLE_NONE;
+		known->path = QN_PATH_NONE;
+	}
 	netns = bpf_get_netns_cookie(ctx);
 	pod = bpf_map_lookup_elem(&pods, &netns);
 	if (!pod || !(pod->flags & QN_POD_CAPTURE))
@@ -78,6 +80,7 @@ static __always_inline enum verdict judge(struct bpf_sock_addr *ctx, const struc
 		return PASS;
 	}
 	fresh.addr = *dst;
+	fresh.src = netns;
 	if (!known)
 		known = bpf_sk_storage_get(&sockets, ctx->sk, &fresh, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!known || unbind_device(ctx)) {

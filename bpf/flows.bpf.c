@@ -66,6 +66,7 @@ static __always_inline int classify(struct bpf_sock_ops *ctx, struct qn_flow_key
 		k->netns = netns;
 		f->kind = s->role == QN_ROLE_CLIENT ? QN_FLOW_CLIENT : QN_FLOW_ZTUNNEL;
 		f->addr = s->addr;
+		f->src = s->src;
 		return 1;
 	}
 	if (is_node_to_pod(netns, k)) {
@@ -112,6 +113,7 @@ static __always_inline void on_accepted(struct bpf_sock_ops *ctx)
 		return;
 	s.role = f->kind == QN_FLOW_CLIENT ? QN_ROLE_CAPTURED : QN_ROLE_SERVER;
 	s.addr = f->addr;
+	s.src = f->src;
 	bpf_sk_storage_get(&sockets, sk, &s, BPF_SK_STORAGE_GET_F_CREATE);
 	bpf_map_delete_elem(&flows, &k);
 }

@@ -64,6 +64,48 @@ struct {
 } settings SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, QN_MESH_MAX);
+	__type(key, struct qn_ip);
+	__type(value, __u32); /* enum qn_mesh_kind */
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mesh_addrs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, QN_SERVICE_MAX);
+	__type(key, struct qn_addr);
+	__type(value, struct qn_service);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} services SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, QN_VERDICT_MAX);
+	__type(key, struct qn_verdict_key);
+	__type(value, struct qn_verdict);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} verdicts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, QN_EVENTS_BYTES);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} events SEC(".maps");
+
+/* When an ASK was last sent (CLOCK_MONOTONIC, ns). Writer: capture. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, QN_ASKED_MAX);
+	__type(key, struct qn_verdict_key);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} asked SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, QN_CNT_MAX);
 	__type(key, __u32);

@@ -17,7 +17,7 @@
 #endif
 
 /* Part of the pin path. Raise it whenever a layout or the meaning of a field changes. */
-#define QN_SCHEMA_VERSION 1
+#define QN_SCHEMA_VERSION 2
 
 #define QN_PORT_OUTBOUND 15001 /* TCP, loopback of the pod: outbound capture */
 #define QN_PORT_INBOUND 15006  /* TCP, loopback of the pod: inbound plaintext capture */
@@ -31,22 +31,47 @@ struct qn_addr {
 	__u32 pad2;
 };
 
+/* What happens to one connection (DESIGN section 3). */
+enum qn_path {
+	QN_PATH_NONE = 0,
+	QN_PATH_TUNNEL = 1,  /* through ztunnel, which picks tunnel, waypoint or plain */
+	QN_PATH_BYPASS = 2,  /* outside the mesh: untouched */
+	QN_PATH_DIRECT = 3,  /* plain TCP between two pods of this node */
+	QN_PATH_REFUSED = 4, /* connect() failed: ECONNREFUSED */
+};
+
+/* How two pods of one node talk once policy allows it. The stricter wish of the two wins: ENCRYPT over DIRECT, and
+ * SHORTCUT only where both want it.
+ */
+enum qn_same_node {
+	QN_SAME_NODE_ENCRYPT = 0, /* through the tunnel, as between nodes */
+	QN_SAME_NODE_DIRECT = 1,
+	QN_SAME_NODE_SHORTCUT = 2, /* direct, and sk_msg may move the bytes */
+};
+
 /* Map `sockets` (BPF_MAP_TYPE_SK_STORAGE): what we know of one socket.
- * Writers: capture (role CLIENT), user space (role ZTUNNEL, through the map and the socket's descriptor,
- * before connect), flows (roles CAPTURED and SERVER, on accepted sockets).
+ * Writers: capture (role CLIENT, and NONE with path BYPASS), user space (role ZTUNNEL, through the map and the
+ * socket's descriptor, before connect), flows (roles CAPTURED and SERVER, on accepted sockets).
  */
 enum qn_role {
 	QN_ROLE_NONE = 0,
-	QN_ROLE_CLIENT = 1,   /* an application's socket that capture redirected; addr = what it dialled */
+	QN_ROLE_CLIENT = 1,   /* an application's socket with a rewritten destination; addr = what it dialled */
 	QN_ROLE_ZTUNNEL = 2,  /* a socket of ztunnel: never captured; addr = the client to show to the app, or none */
 	QN_ROLE_CAPTURED = 3, /* accepted by ztunnel on 15001; addr = original destination (getsockname answers it) */
-	QN_ROLE_SERVER = 4,   /* accepted by an application from ztunnel; addr = real client (getpeername answers it) */
+	QN_ROLE_SERVER = 4, /* accepted by an application from ztunnel: addr = real client (getpeername answers it), or
+			       * direct from a pod: path DIRECT and no addr, the kernel's own answer is right */
 };
 
 struct qn_socket {
-	__u32 role; /* enum qn_role */
-	__u32 pad;
+	__u32 role;     /* enum qn_role */
+	__u8 path;      /* enum qn_path */
+	__u8 same_node; /* enum qn_same_node, path DIRECT only */
+	__u16 pad;
+	__u32 rule;  /* number of the rule that decided (the agent keeps the names); 0 = none */
+	__u32 epoch; /* of the verdict; path DIRECT only */
 	struct qn_addr addr;
+	__u64 src; /* cookie of the client's namespace; 0 = not known */
+	__u64 dst; /* cookie of the server's namespace; 0 = not a captured pod of this node */
 };
 
 /* Map `pods` (hash): captured pods by network namespace cookie. Writer: nodeagent. */
@@ -54,6 +79,7 @@ struct qn_socket {
 #define QN_POD_ADDRS 4
 enum qn_pod_flags {
 	QN_POD_CAPTURE = 1, /* outbound capture is on */
+	QN_POD_BYPASS = 2,  /* no egress policy restricts it: destinations outside the mesh pass */
 };
 struct qn_pod {
 	__u32 flags; /* enum qn_pod_flags */
@@ -75,11 +101,19 @@ enum qn_agent_down {
 	QN_AGENT_DOWN_CLOSED = 0, /* capture goes on; without listeners connections are refused */
 	QN_AGENT_DOWN_OPEN = 1,   /* when the heartbeat is older than stale_ns new connections pass uncaptured */
 };
+/* Kernel paths in use. All of them rest while the heartbeat is older than stale_ns: everything asks then. */
+enum qn_paths {
+	QN_PATHS_BYPASS = 1,   /* `mesh_addrs` is complete: what is not in it is outside the mesh */
+	QN_PATHS_DIRECT = 2,   /* verdicts may be used */
+	QN_PATHS_SHORTCUT = 4, /* new redirection between sockets may begin (kill switch) */
+};
 struct qn_settings {
 	__u64 node_netns;    /* cookie of the node's own namespace; 0 = unknown, no HOST flows */
 	__u64 heartbeat_ns;  /* CLOCK_MONOTONIC of the agent's last sign of life */
 	__u64 stale_ns;      /* age at which the agent counts as down */
 	__u32 on_agent_down; /* enum qn_agent_down */
+	__u32 epoch;         /* of verdicts: one with another epoch means ask */
+	__u32 paths;         /* enum qn_paths */
 	__u32 pad;
 };
 
@@ -87,15 +121,17 @@ struct qn_settings {
  * kind CLIENT: client -> 15001, addr = original destination; moved to the accepted socket's storage.
  * kind ZTUNNEL: ztunnel -> app, addr = the client to show; moved to the app's accepted socket.
  * kind HOST: node process -> pod; read by inbound (the connection passes uncaptured).
- * Writer: flows. CLIENT and ZTUNNEL are removed when the passive side is established, all when the active side closes.
- * netns is the cookie of the namespace the connection is *received* in for CLIENT and ZTUNNEL (both ends are
- * in the pod) and 0 for HOST (the receiving namespace is not known when it leaves).
+ * kind DIRECT: pod -> pod of this node, path DIRECT; read by inbound (passes), moved to the app's accepted socket.
+ * Writers: flows; inbound (is_met). All but HOST are removed when the passive side is established, all when the active
+ * side closes.
+ * netns is the cookie of the namespace the connection is *received* in; 0 for HOST (not known when it leaves).
  */
 #define QN_FLOW_MAX 65536
 enum qn_flow_kind {
 	QN_FLOW_CLIENT = 1,
 	QN_FLOW_ZTUNNEL = 2,
 	QN_FLOW_HOST = 3,
+	QN_FLOW_DIRECT = 4,
 };
 struct qn_flow_key {
 	__u64 netns;
@@ -108,8 +144,77 @@ struct qn_flow_key {
 };
 struct qn_flow {
 	__u32 kind; /* enum qn_flow_kind */
-	__u32 pad;
+	__u32 rule;
 	struct qn_addr addr;
+	__u64 src; /* cookie of the client's namespace */
+	__u32 epoch;
+	__u8 same_node;      /* enum qn_same_node */
+	__u8 is_met;         /* DIRECT: the SYN has arrived where it was announced */
+	__u8 is_local_tried; /* CLIENT: the kernel has drawn among all endpoints and none of this node came out */
+	__u8 pad;
+};
+
+/* Map `mesh_addrs` (hash, key qn_ip): addresses that the mesh must see: captured workloads anywhere, and services
+ * with an endpoint among them. Complete only while settings.paths has BYPASS. Writer: nodeagent.
+ */
+#define QN_MESH_MAX 262144
+enum qn_mesh_kind {
+	QN_MESH_WORKLOAD = 1,
+	QN_MESH_SERVICE = 2,
+};
+
+/* Map `services` (hash, key qn_addr = service address and port): those with an endpoint on this node.
+ * total: all endpoints that may be drawn; the first n of `endpoints` are captured pods of this node, a draw beyond them
+ * goes to ztunnel. Writer: nodeagent.
+ */
+#define QN_SERVICE_MAX 16384
+#define QN_SERVICE_LOCAL 32
+struct qn_service {
+	__u32 total;
+	__u32 n;
+	struct qn_addr endpoints[QN_SERVICE_LOCAL];
+};
+
+/* Map `verdicts` (hash): what policy says of (source pod, destination address and target port). A missing one, and one
+ * of another epoch, means ask. Writer: nodeagent.
+ */
+#define QN_VERDICT_MAX 65536
+enum qn_decision {
+	QN_ALLOW = 1,
+	QN_DENY = 2,
+};
+struct qn_verdict_key {
+	__u64 src; /* cookie of the client's namespace */
+	struct qn_addr dst;
+};
+struct qn_verdict {
+	__u64 dst; /* cookie of the captured pod of this node at that address; 0 = none, only DENY has a use */
+	__u32 epoch;
+	__u32 rule;
+	__u8 decision;  /* enum qn_decision */
+	__u8 same_node; /* enum qn_same_node */
+	__u8 pad[6];
+};
+
+/* Map `events` (ring buffer): what the agent must hear of. Writers: capture, flows. A full ring loses events, counted;
+ * an ASK is repeated after QN_ASK_AGAIN_NS (map `asked`, LRU, remembers), a refusal is not.
+ */
+#define QN_EVENTS_BYTES (256 * 1024)
+#define QN_ASKED_MAX 16384
+#define QN_ASK_AGAIN_NS 1000000000ULL
+enum qn_event_kind {
+	QN_EVENT_ASK = 1,     /* no verdict for (src, target) */
+	QN_EVENT_REFUSED = 2, /* a DENY was applied */
+	QN_EVENT_STRAYED = 3, /* a direct connection was answered, but not by whom it was announced to */
+};
+struct qn_event {
+	__u32 kind; /* enum qn_event_kind */
+	__u32 rule;
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u64 src;     /* cookie of the client's namespace */
+	__u64 dst;     /* cookie of the server's namespace, if known */
+	struct qn_addr dialled;
+	struct qn_addr target; /* the endpoint drawn; the same as dialled without a service */
 };
 
 /* Map `counters` (per-CPU array of __u64): outcomes by reason. */
@@ -128,7 +233,19 @@ enum qn_counter {
 	QN_CNT_IN_REFUSED_PORT = 11, /* inbound: dialled 15001 or 15006 directly: refused */
 	QN_CNT_PASS_AGENT = 12,      /* capture: agent down and onAgentDown is open */
 	QN_CNT_IN_PASS_AGENT = 13,   /* inbound: no listener, agent down and onAgentDown is open */
-	QN_CNT_MAX = 16,
+	QN_CNT_BYPASSED = 14,        /* capture: outside the mesh */
+	QN_CNT_DIRECT = 15,          /* capture: to a pod of this node, allowed */
+	QN_CNT_REFUSED_POLICY = 16,  /* capture: a published DENY */
+	QN_CNT_ASKED = 17,           /* capture: to ztunnel, no current verdict */
+	QN_CNT_TUNNEL_REMOTE = 18,   /* capture: to ztunnel, the endpoint is elsewhere */
+	QN_CNT_TUNNEL_ENCRYPT = 19,  /* capture: to ztunnel, same-node traffic is to be encrypted */
+	QN_CNT_TUNNEL_UNFIT = 20,    /* capture: to ztunnel, the socket is not fit (MPTCP, device, foreign source) */
+	QN_CNT_TUNNEL_STALE = 21,    /* capture: to ztunnel, the agent's heartbeat is too old for kernel paths */
+	QN_CNT_EVENT_LOST = 22,      /* capture, flows: the ring is full */
+	QN_CNT_IN_PASS_DIRECT = 23,  /* inbound: a direct flow its source has announced */
+	QN_CNT_DIRECT_STRAYED = 24,  /* flows: a direct connection that was answered by somebody else */
+	QN_CNT_DIRECT_STALE = 25,    /* flows: verdict withdrawn between connect() and SYN: not announced */
+	QN_CNT_MAX = 48,
 };
 
 #endif

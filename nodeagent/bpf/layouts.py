@@ -16,9 +16,13 @@ from typing import Final
 
 Address = IPv4Address | IPv6Address
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 POD_MAX: Final = 4096
 POD_ADDRS: Final = 4
+MESH_MAX: Final = 262144
+SERVICE_MAX: Final = 16384
+SERVICE_LOCAL: Final = 32
+VERDICT_MAX: Final = 65536
 PORT_OUTBOUND: Final = 15001
 PORT_INBOUND: Final = 15006
 PORT_HBONE: Final = 15008
@@ -32,14 +36,58 @@ class Role(IntEnum):
     SERVER = 4
 
 
+class Path(IntEnum):
+    """What happens to one connection."""
+
+    NONE = 0
+    TUNNEL = 1
+    BYPASS = 2
+    DIRECT = 3
+    REFUSED = 4
+
+
+class SameNode(IntEnum):
+    """How two pods of one node talk once policy allows it."""
+
+    ENCRYPT = 0
+    DIRECT = 1
+    SHORTCUT = 2
+
+
 class FlowKind(IntEnum):
     CLIENT = 1
     ZTUNNEL = 2
     HOST = 3
+    DIRECT = 4
 
 
 class PodFlag(IntFlag):
     CAPTURE = 1
+    BYPASS = 2
+
+
+class Paths(IntFlag):
+    """Kernel paths in use (settings)."""
+
+    BYPASS = 1
+    DIRECT = 2
+    SHORTCUT = 4
+
+
+class MeshKind(IntEnum):
+    WORKLOAD = 1
+    SERVICE = 2
+
+
+class Decision(IntEnum):
+    ALLOW = 1
+    DENY = 2
+
+
+class EventKind(IntEnum):
+    ASK = 1
+    REFUSED = 2
+    STRAYED = 3
 
 
 class AgentDown(IntEnum):
@@ -64,6 +112,18 @@ class Counter(IntEnum):
     IN_REFUSED_PORT = 11
     PASS_AGENT = 12
     IN_PASS_AGENT = 13
+    BYPASSED = 14
+    DIRECT = 15
+    REFUSED_POLICY = 16
+    ASKED = 17
+    TUNNEL_REMOTE = 18
+    TUNNEL_ENCRYPT = 19
+    TUNNEL_UNFIT = 20
+    TUNNEL_STALE = 21
+    EVENT_LOST = 22
+    IN_PASS_DIRECT = 23
+    DIRECT_STRAYED = 24
+    DIRECT_STALE = 25
 
 
 class QnAddr(ctypes.Structure):
@@ -77,7 +137,17 @@ class QnAddr(ctypes.Structure):
 
 
 class QnSocket(ctypes.Structure):
-    _fields_ = (("role", ctypes.c_uint32), ("pad", ctypes.c_uint32), ("addr", QnAddr))
+    _fields_ = (
+        ("role", ctypes.c_uint32),
+        ("path", ctypes.c_uint8),
+        ("same_node", ctypes.c_uint8),
+        ("pad", ctypes.c_uint16),
+        ("rule", ctypes.c_uint32),
+        ("epoch", ctypes.c_uint32),
+        ("addr", QnAddr),
+        ("src", ctypes.c_uint64),
+        ("dst", ctypes.c_uint64),
+    )
 
 
 class QnPod(ctypes.Structure):
@@ -94,6 +164,8 @@ class QnSettings(ctypes.Structure):
         ("heartbeat_ns", ctypes.c_uint64),
         ("stale_ns", ctypes.c_uint64),
         ("on_agent_down", ctypes.c_uint32),
+        ("epoch", ctypes.c_uint32),
+        ("paths", ctypes.c_uint32),
         ("pad", ctypes.c_uint32),
     )
 
@@ -111,7 +183,48 @@ class QnFlowKey(ctypes.Structure):
 
 
 class QnFlow(ctypes.Structure):
-    _fields_ = (("kind", ctypes.c_uint32), ("pad", ctypes.c_uint32), ("addr", QnAddr))
+    _fields_ = (
+        ("kind", ctypes.c_uint32),
+        ("rule", ctypes.c_uint32),
+        ("addr", QnAddr),
+        ("src", ctypes.c_uint64),
+        ("epoch", ctypes.c_uint32),
+        ("same_node", ctypes.c_uint8),
+        ("is_met", ctypes.c_uint8),
+        ("is_local_tried", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8),
+    )
+
+
+class QnService(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_uint32), ("n", ctypes.c_uint32), ("endpoints", QnAddr * SERVICE_LOCAL))
+
+
+class QnVerdictKey(ctypes.Structure):
+    _fields_ = (("src", ctypes.c_uint64), ("dst", QnAddr))
+
+
+class QnVerdict(ctypes.Structure):
+    _fields_ = (
+        ("dst", ctypes.c_uint64),
+        ("epoch", ctypes.c_uint32),
+        ("rule", ctypes.c_uint32),
+        ("decision", ctypes.c_uint8),
+        ("same_node", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 6),
+    )
+
+
+class QnEvent(ctypes.Structure):
+    _fields_ = (
+        ("kind", ctypes.c_uint32),
+        ("rule", ctypes.c_uint32),
+        ("time_ns", ctypes.c_uint64),
+        ("src", ctypes.c_uint64),
+        ("dst", ctypes.c_uint64),
+        ("dialled", QnAddr),
+        ("target", QnAddr),
+    )
 
 
 STRUCTS: Final[dict[str, type[ctypes.Structure]]] = {
@@ -122,12 +235,20 @@ STRUCTS: Final[dict[str, type[ctypes.Structure]]] = {
     "qn_settings": QnSettings,
     "qn_flow_key": QnFlowKey,
     "qn_flow": QnFlow,
+    "qn_service": QnService,
+    "qn_verdict_key": QnVerdictKey,
+    "qn_verdict": QnVerdict,
+    "qn_event": QnEvent,
 }
 
 CONSTANTS: Final[dict[str, int]] = {
     "QN_SCHEMA_VERSION": SCHEMA_VERSION,
     "QN_POD_MAX": POD_MAX,
     "QN_POD_ADDRS": POD_ADDRS,
+    "QN_MESH_MAX": MESH_MAX,
+    "QN_SERVICE_MAX": SERVICE_MAX,
+    "QN_SERVICE_LOCAL": SERVICE_LOCAL,
+    "QN_VERDICT_MAX": VERDICT_MAX,
     "QN_PORT_OUTBOUND": PORT_OUTBOUND,
     "QN_PORT_INBOUND": PORT_INBOUND,
     "QN_PORT_HBONE": PORT_HBONE,

@@ -215,6 +215,9 @@ def maps_audit(base: Path) -> list[CheckResult]:
         "pod_addrs": ("qn_ip", ""),
         "flows": ("qn_flow_key", "qn_flow"),
         "settings": ("", "qn_settings"),
+        "mesh_addrs": ("qn_ip", ""),
+        "services": ("qn_addr", "qn_service"),
+        "verdicts": ("qn_verdict_key", "qn_verdict"),
     }
     results: list[CheckResult] = []
     for name, (key, value) in wanted.items():

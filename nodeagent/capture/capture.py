@@ -26,7 +26,10 @@ from nodeagent.capture.listeners import ListenerKey
 
 log = logging.getLogger(__name__)
 
-_MAPS = ("sockets", "pods", "pod_addrs", "flows", "listeners", "settings", "counters")
+_MAPS = (
+    *("sockets", "pods", "pod_addrs", "flows", "listeners", "settings", "counters"),
+    *("mesh_addrs", "services", "verdicts", "events", "asked"),
+)
 _CGROUP_OBJECTS = ("flows", "names", "capture")  # the one that redirects comes last
 
 

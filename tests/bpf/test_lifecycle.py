@@ -97,9 +97,13 @@ def test_reopening_adopts_pods_without_a_gap(mesh: Captured, world: World) -> No
     assert _link_ids(mesh) == before
 
 
+def _pins(mesh: Captured) -> Path:
+    return BPFFS / "qanat" / mesh.instance / f"v{layouts.SCHEMA_VERSION}"
+
+
 def _link_ids(mesh: Captured) -> dict[str, int]:
     found: dict[str, int] = {}
-    for path in (BPFFS / "qanat" / mesh.instance / "v1" / "links").iterdir():
+    for path in (_pins(mesh) / "links").iterdir():
         with Link.pinned(path) as link:
             found[path.name] = link.info().id
     return found
@@ -270,13 +274,17 @@ def test_layouts_equal_the_btf_of_the_loaded_maps(mesh: Captured) -> None:
         "pod_addrs": (sizes["qn_ip"], 8),
         "flows": (sizes["qn_flow_key"], sizes["qn_flow"]),
         "settings": (4, sizes["qn_settings"]),
+        "mesh_addrs": (sizes["qn_ip"], 4),
+        "services": (sizes["qn_addr"], sizes["qn_service"]),
+        "verdicts": (sizes["qn_verdict_key"], sizes["qn_verdict"]),
+        "asked": (sizes["qn_verdict_key"], 8),
         "counters": (4, 8),
     }
     for name, expected in wanted.items():
         info = mesh.capture.map(name).info
         assert (info.key_size, info.value_size) == expected, name
         assert (info.btf_key_size, info.btf_value_size) == expected, name
-    assert all(result.ok for result in probe.maps_audit(BPFFS / "qanat" / mesh.instance / "v1" / "maps"))
+    assert all(result.ok for result in probe.maps_audit(_pins(mesh) / "maps"))
 
 
 def test_every_probe_passes_here_and_leaves_nothing() -> None:
