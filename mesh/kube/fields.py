@@ -9,14 +9,18 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from types import MappingProxyType
 
 from mesh.model.workload import EMPTY, IPAddress
+from mesh.printable import printable
 
 Path = tuple[str | int, ...]
 
-_SIMPLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]*$")
-_DNS_LABEL = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
-_DNS_SUBDOMAIN = re.compile(r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$")
-_PORT_NAME = re.compile(r"^(?=.*[a-z])[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+_SIMPLE = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,62}")
+_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
+SHOWN = 60
+KEY_SHOWN = 60
+"""Characters of an odd key in the path of a field."""
 INTERN_LIMIT = 65536
 _interned: dict[frozenset[tuple[str, str]], Mapping[str, str]] = {}
 
@@ -27,10 +31,10 @@ def path_text(path: Path) -> str:
     for part in path:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif _SIMPLE.match(part):
+        elif _SIMPLE.fullmatch(part):
             text += f".{part}" if text else part
         else:
-            text += f'["{part}"]'
+            text += f'["{printable(part, KEY_SHOWN)}"]'
     return text
 
 
@@ -44,21 +48,22 @@ class FieldError(ValueError):
 
 
 def shown(value: object) -> str:
-    """A value as YAML users know it, short."""
+    """A value as YAML users know it, short and on one line."""
     match value:
         case bool():
             return "true" if value else "false"
         case None:
             return "null"
         case str():
-            text = f'"{value}"'
+            text = f'"{value[:SHOWN]}"'
         case Mapping():
             text = "{" + ", ".join(str(key) for key in list(value)[:5]) + "}"
         case list():
-            text = "[" + ", ".join(shown(item) for item in value[:3]) + (", .." if len(value) > 3 else "") + "]"
+            items = ["[..]" if isinstance(item, list) else shown(item) for item in value[:3]]
+            text = "[" + ", ".join(items) + (", .." if len(value) > 3 else "") + "]"
         case _:
             text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return printable(text, SHOWN)
 
 
 def interned(labels: Mapping[str, str]) -> Mapping[str, str]:
@@ -128,14 +133,14 @@ class Field:
     def name(self, default: str | None = None) -> str:
         """A DNS subdomain, as most Kubernetes names are."""
         text = self.text(default)
-        if len(text) > 253 or not _DNS_SUBDOMAIN.match(text):
+        if len(text) > 253 or not _DNS_SUBDOMAIN.fullmatch(text):
             raise self.wrong("a DNS name (lower case letters, digits, '-' and '.')")
         return text
 
     def label(self, default: str | None = None) -> str:
         """A DNS label: namespaces and services."""
         text = self.text(default)
-        if not _DNS_LABEL.match(text):
+        if not _DNS_LABEL.fullmatch(text):
             raise self.wrong("a DNS label (at most 63 lower case letters, digits and '-')")
         return text
 
@@ -162,7 +167,7 @@ class Field:
 
     def port_name(self) -> str:
         text = self.text()
-        if len(text) > 15 or "--" in text or not _PORT_NAME.match(text):
+        if len(text) > 15 or "--" in text or not _PORT_NAME.fullmatch(text):
             raise self.wrong("a port name (at most 15 lower case letters, digits and '-', one a letter)")
         return text
 

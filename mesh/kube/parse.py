@@ -24,6 +24,7 @@ from mesh.kube.objects import ObjectError as ObjectError
 from mesh.kube.policy import GROUP, WAYPOINT_KINDS, parse_policy
 from mesh.kube.settings import Labels
 from mesh.model.workload import IPAddress, ServicePort
+from mesh.printable import printable
 
 MESH_LABEL = "qanat.io/mesh"
 ISTIO_MODE_LABEL = "istio.io/dataplane-mode"
@@ -70,7 +71,7 @@ def parse_object(raw: object, labels: Labels = Labels.QANAT) -> KubeObject | Ign
             return parse_policy(raw)
         known = _KINDS.get((version.rpartition("/")[0], kind))
         if known is None or version.rpartition("/")[2] != "v1":
-            return Ignored(f"{version} {kind}", "the mesh does not read this kind")
+            return Ignored(printable(f"{version} {kind}", 120), "the mesh does not read this kind")
         namespaced, build = known
         meta = root.get("metadata")
         name = meta.get("name").name()
@@ -89,7 +90,11 @@ def _rough_ref(raw: object) -> ObjectRef | None:
     if not isinstance(kind, str) or not isinstance(meta, dict) or not isinstance(meta.get("name"), str):
         return None
     namespace = meta.get("namespace")
-    return ObjectRef(kind[:63], namespace[:63] if isinstance(namespace, str) else "", meta["name"][:253])
+    return ObjectRef(
+        printable(kind, 63),
+        printable(namespace, 63) if isinstance(namespace, str) else "",
+        printable(meta["name"], 253),
+    )
 
 
 def _opt(meta: Field, labels: Mapping[str, str], annotations: Mapping[str, str], mode: Labels) -> Opt:

@@ -3,7 +3,8 @@
 
 An object with an error gets a stand-in that allows no more than any reading of it could: what it selects is closed (for
 ALLOW: to all that no other policy allows; for PeerAuthentication: to plaintext). Where the selector cannot be read that
-is the namespace, or the mesh from the root namespace. AUDIT and dry runs decide nothing, so nothing stands in for them.
+is the namespace, or the mesh from the root namespace. A kind of the group that nobody knows is taken for a misspelt
+AuthorizationPolicy. AUDIT and dry runs decide nothing, so nothing stands in for them.
 """
 
 from __future__ import annotations
@@ -28,14 +29,18 @@ from mesh.model.policy import (
     StringMatch,
 )
 from mesh.model.workload import EMPTY
+from mesh.printable import printable
 
 GROUP = "security.istio.io"
 VERSIONS = ("security.istio.io/v1", "security.istio.io/v1beta1")
+POLICY_KINDS = ("AuthorizationPolicy", "PeerAuthentication")
 WAYPOINT_KINDS = ("RequestAuthentication",)
 """Of the group, but nothing for us. Any other unknown kind is a misspelt policy: an error."""
 DRY_RUN = "istio.io/dry-run"
 MAX_VALUES = 10_000
-"""In one policy; keeps hostile objects cheap."""
+"""In one list..."""
+MAX_PARTS = 50_000
+"""...and everything in one policy; keeps hostile objects cheap."""
 
 _PEER = ("principals", "notPrincipals", "namespaces", "notNamespaces", "serviceAccounts", "notServiceAccounts")
 _PEER_IP = ("ipBlocks", "notIpBlocks")
@@ -52,10 +57,11 @@ def parse_policy(raw: object) -> PolicyObject:
         kind = root.get("kind").text()
         meta = root.get("metadata")
         namespace = meta.get("namespace").label("default")
-        ref = ObjectRef(kind, namespace, meta.get("name").text()[:253])
+        ref = ObjectRef(printable(kind, 63), namespace, _rough_name(meta.get("name").value))
         meta.get("name").name()
         if root.get("apiVersion").text() not in VERSIONS:
             raise root.get("apiVersion").wrong(VERSIONS[0])
+        _check_size(root.get("spec"))
         match kind:
             case "AuthorizationPolicy":
                 return PolicyObject(ref, _authorization(ref, root))
@@ -68,6 +74,22 @@ def parse_policy(raw: object) -> PolicyObject:
         raise ObjectError(ref, error.path, error.message, stand_in) from None
 
 
+def _rough_name(name: object) -> str:
+    """Something to call it by, good or not."""
+    return printable(name, 253) if isinstance(name, str) else shown(name)
+
+
+def _check_size(spec: Field) -> None:
+    waiting, count = [spec.value], 0
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+        if count + len(waiting) > MAX_PARTS:
+            raise spec.error(f"has more than {MAX_PARTS} parts; split it into several policies")
+
+
 def _stand_in(ref: ObjectRef, root: Field, where: str) -> PolicyObject | None:
     spec = root.get("spec")
     try:
@@ -76,8 +98,7 @@ def _stand_in(ref: ObjectRef, root: Field, where: str) -> PolicyObject | None:
         selector = EMPTY
     if ref.kind == "PeerAuthentication":
         return PolicyObject(ref, PeerAuthentication(ref.namespace, ref.name, Mode.STRICT, selector, rejected=where))
-    if ref.kind != "AuthorizationPolicy":
-        return None
+    name = ref.name if ref.kind == "AuthorizationPolicy" else f"{ref.kind}/{ref.name}"  # nobody else's
     try:
         action = spec.get("action").text("ALLOW")
         dry_run = _is_dry_run(root)
@@ -87,7 +108,7 @@ def _stand_in(ref: ObjectRef, root: Field, where: str) -> PolicyObject | None:
         return None
     closing = Action.ALLOW if action == "ALLOW" else Action.DENY
     rules = () if closing is Action.ALLOW else (Rule("everything"),)
-    return PolicyObject(ref, AuthorizationPolicy(ref.namespace, ref.name, closing, rules, selector, rejected=where))
+    return PolicyObject(ref, AuthorizationPolicy(ref.namespace, name, closing, rules, selector, rejected=where))
 
 
 def _is_dry_run(root: Field) -> bool:

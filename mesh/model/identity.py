@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_LABEL = re.compile(r"^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,251}[a-zA-Z0-9])?$")
+_LABEL = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9._-]{0,251}[a-zA-Z0-9])?")
 
 
 class InvalidIdentity(ValueError):
@@ -34,6 +34,6 @@ class Identity:
             raise InvalidIdentity(f"not spiffe://<trust domain>/ns/<namespace>/sa/<service account>: {uri!r}")
         found = cls(trust_domain=parts[2], namespace=parts[4], service_account=parts[6])
         for part in (found.trust_domain, found.namespace, found.service_account):
-            if not _LABEL.match(part):
+            if not _LABEL.fullmatch(part):
                 raise InvalidIdentity(f"{part!r} is not a DNS name in {uri!r}")
         return found

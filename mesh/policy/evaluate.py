@@ -109,11 +109,14 @@ def _concerns(policy: AuthorizationPolicy | PeerAuthentication, request: Request
 
 def strict_because(policies: PolicySet, request: Request) -> str | None:
     """The PeerAuthentication that demands mutual TLS of this connection: by port, then workload, namespace and mesh; of
-    one kind the oldest; UNSET asks the next."""
+    one kind the oldest; UNSET asks the next. Before all of them, one that stands in for what could not be read."""
     root = policies.root_namespace
     found = sorted(
         (p for p in policies.authentication if _concerns(p, request, root)), key=lambda p: (p.created or "~", p.key)
     )
+    for policy in found:
+        if policy.rejected:
+            return f"{policy.label} STRICT"
     own = [p for p in found if p.selector and p.namespace == request.namespace][:1]
     levels: Iterable[list[PeerAuthentication]] = (
         own,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mesh.model.snapshot import Delta, MeshSnapshot
+from mesh.printable import printable
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -27,7 +28,7 @@ class SourceError:
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.file and self.line else self.file
-        return ": ".join(part for part in (where, self.object, self.path, self.message) if part)
+        return printable(": ".join(part for part in (where, self.object, self.path, self.message) if part))
 
 
 @dataclass(frozen=True, slots=True)

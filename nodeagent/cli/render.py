@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mesh.printable import printable
+
 Row = TypeVar("Row")
 UNLIMITED = 10_000
 """Characters: a pipe has no width, and a line broken in the middle is no use to grep."""
@@ -57,7 +59,9 @@ def table(columns: Sequence[Column[Row]], rows: Sequence[Row], *, wide: bool = F
     for column in shown:
         result.add_column(column.title, overflow="fold", justify="right" if column.right else "left")
     for row in rows:
-        result.add_row(*(Text(column.text(row) or "-", column.style(row) if column.style else "") for column in shown))
+        result.add_row(
+            *(Text(printable(column.text(row)) or "-", column.style(row) if column.style else "") for column in shown)
+        )
     return result
 
 

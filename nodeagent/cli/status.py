@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from mesh.printable import printable
 from nodeagent.cli import rows
 from nodeagent.cli.client import Answer, RunningMesh, ask, find, is_listening, unreachable
 from nodeagent.cli.errors import Exit
@@ -74,7 +75,7 @@ def status(mesh: str, node: str | None, form: str, run_dir: Path) -> None:
         click.echo(f"supervisor {found.supervisor}, control plane {found.controlplane}")
         emit(table(NODES, found.nodes, wide=chosen is Format.WIDE))
         for problem in found.problems:
-            click.secho(f"problem: {problem}", fg="red")
+            click.secho(f"problem: {printable(problem)}", fg="red")
     if unreachable((dumps, agents, live)):
         raise SystemExit(Exit.PARTIAL)
     if found.problems:

@@ -20,7 +20,7 @@ DEFAULT_MESH = "default"
 NETNS_PREFIX = "qn-"
 SERVICE_CIDRS: tuple[IPv4Network, IPv6Network] = (IPv4Network("10.96.0.0/12"), IPv6Network("fd00:96::/108"))
 
-_MESH_NAME = re.compile(r"^[a-z][a-z0-9]{0,14}$")
+_MESH_NAME = re.compile(r"[a-z][a-z0-9]{0,14}")
 
 
 def _digest(*parts: str) -> bytes:
@@ -34,7 +34,7 @@ class MeshPaths:
     name: str
 
     def __post_init__(self) -> None:
-        if not _MESH_NAME.match(self.name):
+        if not _MESH_NAME.fullmatch(self.name):
             raise OperatorError(f"mesh name {self.name!r}: use 1 to 15 of a-z and 0-9, starting with a letter")
 
     @property

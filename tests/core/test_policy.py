@@ -131,6 +131,7 @@ def authentications(draw: st.DrawFn, number: int) -> PeerAuthentication:
         selector=selector,
         ports=draw(levels) if selector else {},
         created=draw(st.sampled_from(("", "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"))),
+        rejected=draw(st.sampled_from(("", "", "", "spec.mtls"))),
     )
 
 

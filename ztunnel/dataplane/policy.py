@@ -130,13 +130,20 @@ class _Modes:
         self._root = policies.root_namespace
         self._namespaces: dict[str, PeerAuthentication] = {}
         self._selecting: dict[str, list[PeerAuthentication]] = {}
+        self._rejected: list[PeerAuthentication] = []
         for policy in sorted(policies.authentication, key=lambda p: (p.created or "~", p.key)):
-            if policy.selector:
+            if policy.rejected:
+                self._rejected.append(policy)
+            elif policy.selector:
                 self._selecting.setdefault(policy.namespace, []).append(policy)
             else:
                 self._namespaces.setdefault(policy.namespace, policy)
 
     def rules_for(self, workload: Workload) -> tuple[RuleRow, ...]:
+        for policy in self._rejected:
+            here = policy.namespace in (workload.namespace, self._root)
+            if here and _selects(policy.selector.items(), workload.labels):
+                return (RuleRow(f"{policy.label} STRICT", (((NO_IDENTITY,),),)),)
         own = next(
             (
                 policy

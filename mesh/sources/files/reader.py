@@ -12,6 +12,7 @@ from pathlib import Path
 from mesh.kube.fields import path_text
 from mesh.kube.objects import KubeObject, ObjectError, ObjectRef
 from mesh.kube.parse import Ignored, parse_object, unroll
+from mesh.kube.policy import POLICY_KINDS
 from mesh.kube.settings import Labels
 from mesh.sources import SourceError
 from mesh.sources.files.documents import MAX_FILE_BYTES, Document, DocumentError, read_documents
@@ -34,18 +35,21 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class FileContent:
-    """``errors`` are those that no entry carries: about the file, or objects without a name."""
+    """``errors`` are those that no entry carries: about the file, or objects without a name. ``nameless``: how many
+    objects might be ones we knew: without a name, or of a policy's kind in a group that is not read."""
 
     entries: tuple[Entry, ...] = ()
     errors: tuple[SourceError, ...] = ()
     notes: tuple[SourceError, ...] = ()
+    nameless: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Left out on purpose, not wrong."""
+    """Left out on purpose, not wrong. ``is_policy``: called like a policy of ours."""
 
     text: SourceError
+    is_policy: bool = False
 
 
 class UnreadableFile(Exception):
@@ -77,6 +81,7 @@ def read_file(path: Path, labels: Labels) -> FileContent:
     entries: list[Entry] = []
     errors: list[SourceError] = []
     notes: list[SourceError] = []
+    nameless = 0
     for document in documents:
         for found in _objects(name, document, labels):
             match found:
@@ -84,9 +89,10 @@ def read_file(path: Path, labels: Labels) -> FileContent:
                     entries.append(found)
                 case Note():
                     notes.append(found.text)
+                    nameless += found.is_policy
                 case SourceError():
                     errors.append(found)
-    return FileContent(tuple(entries), tuple(errors), tuple(notes))
+    return FileContent(tuple(entries), tuple(errors), tuple(notes), nameless + len(errors))
 
 
 def _objects(name: str, document: Document, labels: Labels) -> Iterator[Entry | Note | SourceError]:
@@ -111,7 +117,8 @@ def _objects(name: str, document: Document, labels: Labels) -> Iterator[Entry | 
             yield found if error.ref is None else Entry(error.ref, line, None, found, error.stand_in)
         else:
             if isinstance(parsed, Ignored):
-                yield Note(SourceError(name, line, parsed.what, "", f"ignored: {parsed.reason}"))
+                note = SourceError(name, line, parsed.what, "", f"ignored: {parsed.reason}")
+                yield Note(note, parsed.what.endswith(POLICY_KINDS))
             else:
                 yield Entry(parsed.ref, line, parsed)
 

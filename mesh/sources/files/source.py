@@ -37,6 +37,23 @@ class _File:
         self.signature: Signature | None = None
         self.content = FileContent()
         self.broken: SourceError | None = None
+        self._trusted = FileContent()
+
+    def read(self, path: Path, labels: Labels) -> None:
+        """Raises UnreadableFile. An object whose name, kind or version was spoilt looks like one that was taken away:
+        while there are more such strangers in the file than at its last good reading, what is gone from it stays."""
+        fresh = read_file(path, labels)
+        known = {entry.ref for entry in self._trusted.entries}
+        present = {entry.ref for entry in fresh.entries}
+        gone = [entry for entry in self._trusted.entries if entry.ref not in present]
+        strangers = {entry.ref for entry in fresh.entries if entry.value is None and entry.ref not in known}
+        if gone and len(strangers) + fresh.nameless > self._trusted.nameless:
+            # The old form of a stranger counts, so nothing stands in for it.
+            entries = [replace(entry, stand_in=None) if entry.ref in strangers else entry for entry in fresh.entries]
+            self.content = replace(fresh, entries=(*entries, *(_kept(entry, path) for entry in gone)))
+        else:
+            self.content = self._trusted = fresh
+        self.broken = None
 
 
 class FileSource:
@@ -48,7 +65,8 @@ class FileSource:
     addresses, where the user's has none; both only to objects that the user has. Everything else there is ordinary.
 
     A file that cannot be parsed and a directory that vanished keep what they had, a bad object keeps its last good
-    version; a file that is deleted takes its objects with it. A policy that is bad from the beginning closes what it
+    version, also when it cannot be told by its name any more; a file that is deleted takes its objects with it. A
+    policy that is bad from the beginning closes what it
     selects (mesh.kube.policy).
     """
 
@@ -150,8 +168,7 @@ class FileSource:
             file = self._files[path] = _File()
         file.signature = signature
         try:
-            file.content = read_file(path, self._settings.labels)
-            file.broken = None
+            file.read(path, self._settings.labels)
         except UnreadableFile as error:
             changed = file.broken != error.error
             file.broken = error.error
@@ -204,6 +221,11 @@ class FileSource:
 
 
 _EMPTY = MeshSnapshot.build(0)
+
+
+def _kept(entry: Entry, path: Path) -> Entry:
+    message = "is gone from this file, in which an object cannot be told by its name: it counts until that is mended"
+    return replace(entry, line=0, error=SourceError(str(path), 0, str(entry.ref), "", message))
 
 
 def _overlaid(base: KubeObject, overlay: KubeObject) -> KubeObject:

@@ -50,6 +50,7 @@ class Directory:
         self._file = path / "policies.yaml"
         self._source = FileSource([path])
         self.errors: list[str] = []
+        self.notes: list[str] = []
         self.snapshot = MeshSnapshot.build(0)
 
     def write(self, *documents: str) -> Directory:
@@ -58,6 +59,7 @@ class Directory:
         fresh.rename(self._file)  # another inode: never taken for the same file
         self.snapshot, errors = self._source.load()
         self.errors = [str(error).removeprefix(f"{self._file.parent}/") for error in errors]
+        self.notes = [str(note) for note in self._source.notes]
         return self
 
     def verdict(self, source: Identity | None = CLIENT, port: int = 8080, app: str = "web") -> Verdict:
@@ -201,3 +203,106 @@ def test_second_object_of_one_name_is_reported_and_does_not_count(mesh: Director
 
     assert "AuthorizationPolicy shop/no-admin: is already in" in mesh.errors[0]
     assert mesh.verdict(port=9001).allowed
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        ("name: no-admin", "name: 5"),
+        ("namespace: shop", "namespace: 5"),
+        ("namespace: shop", "namespace: Shop"),
+        ("kind: AuthorizationPolicy", "kind: 5"),
+        ("kind: AuthorizationPolicy", "kind: AuthorisationPolicy"),
+        ("security.istio.io", "security.istio.oi"),
+        ("metadata: {name: no-admin, namespace: shop}", "metadata: []"),
+    ],
+)
+def test_policy_that_cannot_be_told_by_its_name_any_more_still_counts(mesh: Directory, spoilt: tuple[str, str]) -> None:
+    broken = DENY_PORT.replace(*spoilt)
+    mesh.write(DENY_PORT, STRICT).write(broken, STRICT)
+
+    assert not mesh.verdict(port=9000).allowed
+    assert any("no-admin: is gone from this file" in error for error in mesh.errors)
+
+    mesh.write(broken, STRICT.replace("STRICT", "PERMISSIVE"))
+    assert not mesh.verdict(port=9000).allowed
+    assert mesh.verdict(source=None).allowed
+
+    assert mesh.write(STRICT).verdict(port=9000).allowed
+    assert mesh.errors == []
+
+
+def test_policy_can_be_taken_from_a_file_that_always_had_a_stranger(mesh: Directory) -> None:
+    stranger = DENY_PORT.replace("security.istio.io/v1", "policy.linkerd.io/v1alpha1").replace("no-admin", "other")
+    mesh.write(DENY_PORT, stranger).write(stranger)
+
+    assert mesh.verdict(port=9000).allowed
+
+
+@pytest.mark.parametrize(
+    "spoilt", [("name: no-admin", "name: 5"), ("kind: AuthorizationPolicy", "kind: AuthorisationPolicy")]
+)
+def test_policy_with_a_bad_name_or_kind_never_seen_good_closes_what_it_selects(
+    mesh: Directory, spoilt: tuple[str, str]
+) -> None:
+    mesh.write(DENY_PORT.replace(*spoilt))
+
+    assert not mesh.verdict().allowed
+    assert mesh.verdict(app="db").allowed
+
+
+def test_rejected_peer_authentication_closes_plaintext_whatever_others_say(mesh: Directory) -> None:
+    older = STRICT.replace("name: mtls", "name: m, creationTimestamp: '2020-01-01T00:00:00Z'")
+    mesh.write(STRICT.replace("mtls: {mode", "mtsl: {mode"), older.replace("STRICT", "PERMISSIVE"))
+
+    assert mesh.verdict(source=None).rule == "shop/mtls (rejected at spec.mtsl) STRICT"
+
+
+def test_policy_of_too_many_parts_is_rejected(mesh: Directory) -> None:
+    ports = ", ".join(f'"{1 + n % 60000}"' for n in range(9_000))
+    many = DENY_PORT.replace('["9000"]', f"&p [{ports}]")
+    many = many.rstrip("\n") + "\n  - to: [{operation: {ports: *p}}]" * 6 + "\n"
+
+    mesh.write(many)
+
+    assert mesh.errors == [
+        "policies.yaml:5: AuthorizationPolicy shop/no-admin: spec: has more than 50000 parts; split it into several "
+        "policies"
+    ]
+    assert not mesh.verdict(port=1).allowed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DENY_PORT.replace("no-admin", r'"x\e]0;owned\a\r\n2026 all is well\u202e"'),
+        DENY_PORT.replace("action: DENY", r'"\e[2J\0": DENY'),
+        DENY_PORT.replace("action: DENY", r'action: "\e[31mDENY"'),
+        DENY_PORT.replace("app: web", r'"app\e[2J": 1'),
+        DENY_PORT.replace("AuthorizationPolicy", r'"Authorization\e[2JPolicy"'),
+        DENY_PORT.replace("v1", r'"v1\e[2J"', 1).replace('/"', "/").replace("apiVersion: ", 'apiVersion: "', 1),
+        DENY_PORT.replace("security.istio.io/v1", r'"other/v1\e[2J"'),
+        DENY_PORT.replace("action: DENY", r"action: !<tag:x,%1b[2J> DENY"),
+    ],
+)
+def test_errors_and_verdicts_carry_no_control_characters(mesh: Directory, text: str) -> None:
+    mesh.write(text)
+
+    seen = [*mesh.errors, mesh.verdict().rule]
+    assert mesh.errors or mesh.notes
+    assert all(one.isprintable() and len(one) < 500 for one in [*seen, *mesh.notes])
+
+
+@pytest.mark.parametrize("field", ["name: no-admin", "namespace: shop"])
+def test_name_that_ends_in_a_newline_is_no_name(mesh: Directory, field: str) -> None:
+    key, _, value = field.partition(": ")
+    mesh.write(DENY_PORT.replace(field, f'{key}: "{value}\\n"'))
+
+    assert "expected a DNS" in mesh.errors[0]
+
+
+def test_error_about_a_very_long_key_is_short(mesh: Directory) -> None:
+    mesh.write(DENY_PORT.replace("action: DENY", f"{'x' * 900}: DENY"))
+
+    assert len(mesh.errors[0]) < 300
+    assert len(mesh.verdict().rule) < 200
