@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from mesh.kube import egress
 from mesh.kube.fields import Field, FieldError, Path
 from mesh.kube.objects import (
     KubeObject,
@@ -69,6 +70,8 @@ def parse_object(raw: object, labels: Labels = Labels.QANAT) -> KubeObject | Ign
         version = root.get("apiVersion").text()
         if version.rpartition("/")[0] == GROUP and kind not in WAYPOINT_KINDS:
             return parse_policy(raw)
+        if version.rpartition("/")[0] == egress.GROUP:
+            return egress.parse_egress(raw)
         known = _KINDS.get((version.rpartition("/")[0], kind))
         if known is None or version.rpartition("/")[2] != "v1":
             return Ignored(printable(f"{version} {kind}", 120), "the mesh does not read this kind")

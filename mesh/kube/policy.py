@@ -9,12 +9,21 @@ AuthorizationPolicy. AUDIT and dry runs decide nothing, so nothing stands in for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from types import MappingProxyType
 
-from mesh.kube.fields import Field, FieldError, path_text, shown
+from mesh.kube.fields import Field, FieldError, path_text
 from mesh.kube.objects import ObjectError, ObjectRef, PolicyObject
+from mesh.kube.policy_fields import (
+    accounts,
+    check_size,
+    match_labels,
+    network,
+    port_number,
+    rough_name,
+    some,
+    string_match,
+    string_matches,
+)
 from mesh.model.policy import (
     Action,
     AuthorizationPolicy,
@@ -33,14 +42,9 @@ from mesh.printable import printable
 
 GROUP = "security.istio.io"
 VERSIONS = ("security.istio.io/v1", "security.istio.io/v1beta1")
-POLICY_KINDS = ("AuthorizationPolicy", "PeerAuthentication")
 WAYPOINT_KINDS = ("RequestAuthentication",)
 """Of the group, but nothing for us. Any other unknown kind is a misspelt policy: an error."""
 DRY_RUN = "istio.io/dry-run"
-MAX_VALUES = 10_000
-"""In one list..."""
-MAX_PARTS = 50_000
-"""...and everything in one policy; keeps hostile objects cheap."""
 
 _PEER = ("principals", "notPrincipals", "namespaces", "notNamespaces", "serviceAccounts", "notServiceAccounts")
 _PEER_IP = ("ipBlocks", "notIpBlocks")
@@ -57,11 +61,11 @@ def parse_policy(raw: object) -> PolicyObject:
         kind = root.get("kind").text()
         meta = root.get("metadata")
         namespace = meta.get("namespace").label("default")
-        ref = ObjectRef(printable(kind, 63), namespace, _rough_name(meta.get("name").value))
+        ref = ObjectRef(printable(kind, 63), namespace, rough_name(meta.get("name").value))
         meta.get("name").name()
         if root.get("apiVersion").text() not in VERSIONS:
             raise root.get("apiVersion").wrong(VERSIONS[0])
-        _check_size(root.get("spec"))
+        check_size(root.get("spec"))
         match kind:
             case "AuthorizationPolicy":
                 return PolicyObject(ref, _authorization(ref, root))
@@ -74,26 +78,10 @@ def parse_policy(raw: object) -> PolicyObject:
         raise ObjectError(ref, error.path, error.message, stand_in) from None
 
 
-def _rough_name(name: object) -> str:
-    """Something to call it by, good or not."""
-    return printable(name, 253) if isinstance(name, str) else shown(name)
-
-
-def _check_size(spec: Field) -> None:
-    waiting, count = [spec.value], 0
-    while waiting:
-        value = waiting.pop()
-        count += 1
-        if isinstance(value, dict | list):
-            waiting += value.values() if isinstance(value, dict) else value
-        if count + len(waiting) > MAX_PARTS:
-            raise spec.error(f"has more than {MAX_PARTS} parts; split it into several policies")
-
-
 def _stand_in(ref: ObjectRef, root: Field, where: str) -> PolicyObject | None:
     spec = root.get("spec")
     try:
-        selector = _selector(spec)
+        selector = match_labels(spec)
     except FieldError:
         selector = EMPTY
     if ref.kind == "PeerAuthentication":
@@ -115,12 +103,6 @@ def _is_dry_run(root: Field) -> bool:
     return root.get("metadata").get("annotations").string_map().get(DRY_RUN, "false").lower() == "true"
 
 
-def _selector(spec: Field) -> Mapping[str, str]:
-    selector = spec.get("selector")
-    selector.only("matchLabels")
-    return selector.get("matchLabels").string_map()
-
-
 def _authorization(ref: ObjectRef, root: Field) -> AuthorizationPolicy:
     spec = root.get("spec")
     spec.only("selector", "action", "rules")
@@ -133,20 +115,9 @@ def _authorization(ref: ObjectRef, root: Field) -> AuthorizationPolicy:
         name=ref.name,
         action=Action[action.text("ALLOW")],
         rules=tuple(rules),
-        selector=_selector(spec),
+        selector=match_labels(spec),
         dry_run=_is_dry_run(root),
     )
-
-
-def _some(parent: Field, name: str) -> list[Field]:
-    """A list that may be absent but not empty."""
-    found = parent.get(name)
-    items = list(found.items())
-    if not found.absent and not items:
-        raise found.error("must not be empty; leave it out instead")
-    if len(items) > MAX_VALUES:
-        raise found.error(f"has more than {MAX_VALUES} values")
-    return items
 
 
 def _rule(rule: Field, namespace: str) -> Rule:
@@ -154,9 +125,9 @@ def _rule(rule: Field, namespace: str) -> Rule:
         raise rule.wrong("an object ({} for a rule that always matches)")
     rule.only("from", "to", "when")
     http: list[str] = []
-    sources = [_peer(item, namespace, http) for item in _some(rule, "from")]
-    operations = [_operation(item, http) for item in _some(rule, "to")]
-    conditions = [_condition(item, http) for item in _some(rule, "when")]
+    sources = [_peer(item, namespace, http) for item in some(rule, "from")]
+    operations = [_operation(item, http) for item in some(rule, "to")]
+    conditions = [_condition(item, http) for item in some(rule, "when")]
     return Rule(
         name=path_text(rule.path[1:]),
         sources=tuple(peer for peer in sources if peer != Peer()),
@@ -176,21 +147,21 @@ def _filled(item: Field, name: str, known: tuple[str, ...]) -> Field:
 
 
 def _note_http(found: Field, names: tuple[str, ...], http: list[str]) -> None:
-    http += [path_text(found.get(name).path) for name in names if _some(found, name)]
+    http += [path_text(found.get(name).path) for name in names if some(found, name)]
 
 
 def _peer(item: Field, namespace: str, http: list[str]) -> Peer:
     source = _filled(item, "source", (*_PEER, *_PEER_IP, *_PEER_HTTP))
     _note_http(source, _PEER_HTTP, http)
     return Peer(
-        principals=_strings(source, "principals"),
-        not_principals=_strings(source, "notPrincipals"),
-        namespaces=_strings(source, "namespaces"),
-        not_namespaces=_strings(source, "notNamespaces"),
-        service_accounts=_accounts(source, "serviceAccounts", namespace),
-        not_service_accounts=_accounts(source, "notServiceAccounts", namespace),
-        ip_blocks=tuple(_network(block) for block in _some(source, "ipBlocks")),
-        not_ip_blocks=tuple(_network(block) for block in _some(source, "notIpBlocks")),
+        principals=string_matches(source, "principals"),
+        not_principals=string_matches(source, "notPrincipals"),
+        namespaces=string_matches(source, "namespaces"),
+        not_namespaces=string_matches(source, "notNamespaces"),
+        service_accounts=accounts(source, "serviceAccounts", namespace),
+        not_service_accounts=accounts(source, "notServiceAccounts", namespace),
+        ip_blocks=tuple(network(block) for block in some(source, "ipBlocks")),
+        not_ip_blocks=tuple(network(block) for block in some(source, "notIpBlocks")),
     )
 
 
@@ -198,15 +169,15 @@ def _operation(item: Field, http: list[str]) -> Operation:
     operation = _filled(item, "operation", ("ports", "notPorts", *_OPERATION_HTTP))
     _note_http(operation, _OPERATION_HTTP, http)
     return Operation(
-        ports=tuple(_port(port) for port in _some(operation, "ports")),
-        not_ports=tuple(_port(port) for port in _some(operation, "notPorts")),
+        ports=tuple(port_number(port) for port in some(operation, "ports")),
+        not_ports=tuple(port_number(port) for port in some(operation, "notPorts")),
     )
 
 
 def _condition(item: Field, http: list[str]) -> Condition | None:
     item.only("key", "values", "notValues")
     name = item.get("key").text()
-    values, not_values = _some(item, "values"), _some(item, "notValues")
+    values, not_values = some(item, "values"), some(item, "notValues")
     if not values and not not_values:
         raise item.error("needs values or notValues")
     if name.startswith(_HTTP_KEYS):
@@ -222,53 +193,11 @@ def _condition(item: Field, http: list[str]) -> Condition | None:
 def _value(key: Key, value: Field) -> StringMatch | Network | int:
     match key:
         case Key.SOURCE_IP | Key.DESTINATION_IP:
-            return _network(value)
+            return network(value)
         case Key.DESTINATION_PORT:
-            return _port(value)
+            return port_number(value)
         case Key.SOURCE_NAMESPACE | Key.SOURCE_PRINCIPAL:
-            return _string(value)
-
-
-def _string(value: Field) -> StringMatch:
-    text = value.text()
-    if not text or "*" in text.strip("*") or text.startswith("**") or (len(text) > 1 and text[0] == text[-1] == "*"):
-        raise value.wrong('a text, with "*" at most once, at its beginning or end')
-    return StringMatch.parse(text.removeprefix("spiffe://"))
-
-
-def _strings(parent: Field, name: str) -> tuple[StringMatch, ...]:
-    return tuple(_string(value) for value in _some(parent, name))
-
-
-def _accounts(parent: Field, name: str, namespace: str) -> tuple[tuple[str, str], ...]:
-    found: list[tuple[str, str]] = []
-    for value in _some(parent, name):
-        parts = value.text().split("/")
-        if len(parts) > 2 or not all(parts):
-            raise value.wrong('"<namespace>/<service account>" or "<service account>"')
-        found.append((parts[0], parts[1]) if len(parts) == 2 else (namespace, parts[0]))
-    return tuple(found)
-
-
-def _network(value: Field) -> Network:
-    """An IPv4 block in IPv6 dress is an IPv4 block, as addresses are (mesh.model.snapshot.unmapped)."""
-    text = value.text()
-    _, slash, bits = text.partition("/")
-    try:
-        if "%" in text or (slash and not (bits.isascii() and bits.isdigit())):
-            raise ValueError
-        found = ip_network(text, strict=False)
-    except ValueError:
-        raise value.wrong("an IP address or a block such as 10.0.0.0/8") from None
-    mapped = found.network_address.ipv4_mapped if isinstance(found, IPv6Network) else None
-    return found if mapped is None or found.prefixlen < 96 else IPv4Network((mapped, found.prefixlen - 96))
-
-
-def _port(value: Field) -> int:
-    text = value.text()
-    if not text.isascii() or not text.isdigit() or not 0 < int(text[:6]) < 65536 or len(text) > 5:
-        raise value.error(f'expected a port number in quotes, such as "8080", got {shown(value.value)}')
-    return int(text)
+            return string_match(value)
 
 
 def _peer_authentication(ref: ObjectRef, root: Field) -> PeerAuthentication:
@@ -281,8 +210,8 @@ def _peer_authentication(ref: ObjectRef, root: Field) -> PeerAuthentication:
             raise levels.wrong("an object of port numbers")
         for name in levels.value:
             level = levels.get(name)
-            ports[_port(Field(name, level.path))] = _mode(level)
-    selector = _selector(spec)
+            ports[port_number(Field(name, level.path))] = _mode(level)
+    selector = match_labels(spec)
     if ports and not selector:
         raise levels.error("needs a selector with matchLabels")
     created = root.get("metadata").get("creationTimestamp").text("")

@@ -170,10 +170,52 @@ class PeerAuthentication:
         return f"{self.key} (rejected at {self.rejected})" if self.rejected else self.key
 
 
-Policy = AuthorizationPolicy | PeerAuthentication
+@dataclass(frozen=True, slots=True)
+class EgressTarget:
+    """One ``to``: kinds AND, values inside a kind OR, empty is no condition; never both ``ip_blocks`` and ``hosts``.
+
+    hosts: exact DNS names, lower case. ports: as the destination serves them."""
+
+    ip_blocks: tuple[Network, ...] = ()
+    hosts: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EgressRule:
+    """``service_accounts``: (namespace, name) of sources; empty: all the policy selects. No targets: everywhere."""
+
+    name: str
+    targets: tuple[EgressTarget, ...] = ()
+    service_accounts: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EgressPolicy:
+    """Where captured workloads may go outside the mesh. One that selects a workload closes all that no rule of any
+    such policy opens; no rules: opens nothing. ``selector`` and ``rejected`` as in AuthorizationPolicy."""
+
+    namespace: str
+    name: str
+    rules: tuple[EgressRule, ...] = ()
+    selector: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    rejected: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def label(self) -> str:
+        """With its kind, so that a log tells it from what the destination's side says."""
+        name = f"EgressPolicy {self.key}"
+        return f"{name} (rejected at {self.rejected})" if self.rejected else name
+
+
+Policy = AuthorizationPolicy | EgressPolicy | PeerAuthentication
 
 PolicyKey = NewType("PolicyKey", str)
-"""``AuthorizationPolicy/<namespace>/<name>`` or the same with PeerAuthentication."""
+"""``AuthorizationPolicy/<namespace>/<name>`` or the same with the other kinds."""
 
 
 def key_of(policy: Policy) -> PolicyKey:

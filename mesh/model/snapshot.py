@@ -10,7 +10,7 @@ from ipaddress import IPv6Address
 from types import MappingProxyType
 from typing import TypeVar
 
-from mesh.model.policy import Policy, PolicyKey, key_of
+from mesh.model.policy import EgressPolicy, Policy, PolicyKey, key_of
 from mesh.model.workload import (
     Endpoint,
     IPAddress,
@@ -90,6 +90,11 @@ class MeshSnapshot:
             if workload.node is not None:
                 nodes.setdefault(workload.node, []).append(workload)
         return {node: tuple(found) for node, found in nodes.items()}
+
+    @cached_property
+    def egress_policies(self) -> tuple[EgressPolicy, ...]:
+        """Sorted by key."""
+        return tuple(policy for policy in self.policies.values() if isinstance(policy, EgressPolicy))
 
     @property
     def nodes(self) -> tuple[NodeName, ...]:

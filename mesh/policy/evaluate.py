@@ -96,9 +96,14 @@ def evaluate(policies: PolicySet, request: Request) -> Verdict:
         return Verdict(True, granted[0], notes)
     allows = [p.label for p in relevant if p.action is Action.ALLOW and not p.dry_run]
     if allows:
-        more = f" and {len(allows) - NAMED} more" if len(allows) > NAMED else ""
-        return Verdict(False, f"no rule of {', '.join(allows[:NAMED])}{more} allows it", notes)
+        return Verdict(False, unmatched(allows), notes)
     return Verdict(True, "no ALLOW policy concerns this workload", notes)
+
+
+def unmatched(policies: list[str]) -> str:
+    """Words for a refusal because none of ``policies`` allows."""
+    more = f" and {len(policies) - NAMED} more" if len(policies) > NAMED else ""
+    return f"no rule of {', '.join(policies[:NAMED])}{more} allows it"
 
 
 def _concerns(policy: AuthorizationPolicy | PeerAuthentication, request: Request, root: str) -> bool:
@@ -159,8 +164,8 @@ def _peer_matches(peer: Peer, request: Request) -> bool:
         and _passes(peer.namespaces, peer.not_namespaces, _namespace(request))
         and (not peer.service_accounts or account in peer.service_accounts)
         and account not in peer.not_service_accounts
-        and (not peer.ip_blocks or _within(request.source_ip, peer.ip_blocks))
-        and not _within(request.source_ip, peer.not_ip_blocks)
+        and (not peer.ip_blocks or within(request.source_ip, peer.ip_blocks))
+        and not within(request.source_ip, peer.not_ip_blocks)
     )
 
 
@@ -171,7 +176,7 @@ def _passes(wanted: tuple[StringMatch, ...], unwanted: tuple[StringMatch, ...], 
     return (not wanted or any(m.matches(text) for m in wanted)) and not any(m.matches(text) for m in unwanted)
 
 
-def _within(ip: IPAddress, blocks: Iterable[Network]) -> bool:
+def within(ip: IPAddress, blocks: Iterable[Network]) -> bool:
     plain = unmapped(ip)
     return any(plain.version == block.version and plain in block for block in blocks)
 
@@ -189,9 +194,9 @@ def _condition_matches(condition: Condition, request: Request) -> bool:
 def _holds(key: Key, value: StringMatch | Network | int, request: Request) -> bool:
     match key, value:
         case Key.SOURCE_IP, IPv4Network() | IPv6Network():
-            return _within(request.source_ip, (value,))
+            return within(request.source_ip, (value,))
         case Key.DESTINATION_IP, IPv4Network() | IPv6Network():
-            return _within(request.ip, (value,))
+            return within(request.ip, (value,))
         case Key.DESTINATION_PORT, int():
             return request.port == value
         case Key.SOURCE_PRINCIPAL, StringMatch():

@@ -9,7 +9,7 @@ import base64
 import datetime as dt
 from collections.abc import Iterable, Sequence
 
-from mesh.model.policy import PeerAuthentication, Policy
+from mesh.model.policy import EgressPolicy, PeerAuthentication, Policy
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import Health, Service, Workload
 from mesh.policy.evaluate import ROOT_NAMESPACE
@@ -55,6 +55,10 @@ def _policy(one: Policy) -> Json:
     if isinstance(one, PeerAuthentication):
         ports = {str(port): mode.value for port, mode in one.ports.items()}
         return {**common, "kind": "PeerAuthentication", "action": one.mode.value, "portLevel": ports, "rules": []}
+    if isinstance(one, EgressPolicy):
+        hosts = sorted({host for rule in one.rules for target in rule.targets for host in target.hosts})
+        rules: list[object] = [[] for _ in one.rules]
+        return {**common, "kind": "EgressPolicy", "action": "Allow", "hosts": hosts, "rules": rules}
     return {
         **common,
         "kind": "AuthorizationPolicy",

@@ -12,7 +12,7 @@ from pathlib import Path
 from mesh.kube.fields import path_text
 from mesh.kube.objects import KubeObject, ObjectError, ObjectRef
 from mesh.kube.parse import Ignored, parse_object, unroll
-from mesh.kube.policy import POLICY_KINDS
+from mesh.kube.policy_fields import POLICY_KINDS
 from mesh.kube.settings import Labels
 from mesh.sources import SourceError
 from mesh.sources.files.documents import MAX_FILE_BYTES, Document, DocumentError, read_documents
