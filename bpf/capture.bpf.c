@@ -23,7 +23,7 @@
 #define ECONNREFUSED 111
 
 /* Set by the loader after asking the kernel for bpf_set_retval. */
-const volatile __u32 cfg_set_retval = 1;
+QN_SETTING(__u32, cfg_set_retval, 1);
 
 enum verdict {
 	PASS,

@@ -16,7 +16,7 @@
 #define IPPROTO_TCP 6
 
 /* The namespace this instance is attached to. Filled at load: the hook itself cannot ask. */
-const volatile __u64 cfg_netns = 0;
+QN_SETTING(__u64, cfg_netns, 0);
 
 static __always_inline int is_from_pod(const struct qn_pod *pod, const struct qn_flow_key *k)
 {

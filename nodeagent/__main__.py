@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -32,6 +33,12 @@ _DIR = click.Path(path_type=Path)
     default="closed",
     help="New connections of captured pods while the agent is away: served by what is there, or uncaptured.",
 )
+@click.option(
+    "--loader",
+    type=click.Choice(["libbpf", "bcc"]),
+    default="libbpf",
+    help="libbpf loads the objects built with the program; bcc compiles the same sources on this machine.",
+)
 @click.option("--drain", "drain_s", default=30.0, help="Seconds an old ztunnel may finish connections.")
 @click.option("--release-drain", "release_drain_s", default=600.0, help="The same for a pod that leaves the mesh.")
 @click.option("--close-after", "close_after_s", default=30.0, help="Seconds without any ztunnel until refusal.")
@@ -47,6 +54,7 @@ def main(
     cluster: str,
     trust_domain: str,
     on_agent_down: str,
+    loader: Literal["libbpf", "bcc"],
     drain_s: float,
     release_drain_s: float,
     close_after_s: float,
@@ -66,6 +74,7 @@ def main(
         cluster=cluster,
         trust_domain=trust_domain,
         on_agent_down=on_agent_down,
+        loader=loader,
         drain_s=drain_s,
         release_drain_s=release_drain_s,
         close_after_s=close_after_s,

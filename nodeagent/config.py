@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 DEFAULT_RUN_DIR = Path("/run/qanat")
 
@@ -23,6 +24,7 @@ class Config:
     cluster: str = "Kubernetes"
     trust_domain: str = "cluster.local"
     on_agent_down: str = "closed"
+    loader: Literal["libbpf", "bcc"] = "libbpf"
     drain_s: float = 30.0
     release_drain_s: float = 600.0
     close_after_s: float = 30.0

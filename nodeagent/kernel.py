@@ -40,7 +40,8 @@ class CaptureKernel:
     def open(cls, config: Config) -> Self:
         """Raises KernelError."""
         down: Literal["closed", "open"] = "open" if config.on_agent_down == "open" else "closed"
-        return cls(_translated("load programs", Capture.open, config.instance, CaptureSettings(on_agent_down=down)))
+        settings = CaptureSettings(on_agent_down=down, loader=config.loader)
+        return cls(_translated("load programs", Capture.open, config.instance, settings))
 
     @property
     def maps(self) -> Mapping[str, int]:

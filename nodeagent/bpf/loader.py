@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from nodeagent.bpf import layouts
 from nodeagent.bpf._libbpf import ffi as _ffi
@@ -89,6 +89,16 @@ class LinkInfo:
     netns_inode: int
 
 
+@dataclass(frozen=True, slots=True)
+class ProgramInfo:
+    """tag: the kernel's hash of the instructions, in hex."""
+
+    type: int
+    id: int
+    tag: str
+    name: str
+
+
 class _Descriptor:
     """A descriptor of the kernel's BPF objects, owned."""
 
@@ -119,6 +129,19 @@ class _Descriptor:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+class Program(_Descriptor):
+    """A loaded program of its own, not part of an object file."""
+
+    def info(self) -> ProgramInfo:
+        return program_info(self.fd)
+
+
+def program_info(fd: int) -> ProgramInfo:
+    raw = ffi.new("struct qnb_prog_info *")
+    _check(lib.qnb_prog_info(fd, raw), "program info")
+    return ProgramInfo(int(raw.type), int(raw.id), bytes(ffi.buffer(raw.tag)).hex(), ffi.string(raw.name).decode())
 
 
 class Map(_Descriptor):
@@ -157,6 +180,12 @@ class Map(_Descriptor):
         if len(value) != self.info.value_size:
             raise ValueError(f"value of {len(value)} bytes, map has {self.info.value_size}")
         _check(lib.qnb_map_update(self.fd, self._key(key), value, 0), "map update")
+
+    def update_per_cpu(self, key: bytes, value: bytes) -> None:
+        """The same value for every possible CPU."""
+        stride = (self.info.value_size + 7) // 8 * 8
+        cpus = _check(lib.qnb_possible_cpus(), "possible CPUs")
+        _check(lib.qnb_map_update(self.fd, self._key(key), value.ljust(stride, b"\0") * cpus, 0), "map update")
 
     def delete(self, key: bytes) -> bool:
         """False: there was no such entry (array-like maps answer EINVAL to an empty slot)."""
@@ -208,6 +237,21 @@ class Link(_Descriptor):
         return LinkInfo(*(int(getattr(raw, name)) for name in LinkInfo.__slots__))
 
 
+class Loaded(Protocol):
+    """The programs and maps of one object, by whichever loader; closed with it."""
+
+    def programs(self) -> list[str]: ...
+    def maps(self) -> list[str]: ...
+    def prog_fd(self, name: str) -> int: ...
+    def map_fd(self, name: str) -> int: ...
+    def attach_type(self, program: str) -> int: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None: ...
+
+
 class Object:
     """A BPF object file: open, set read-only values, load. Programs and maps close with it."""
 
@@ -251,7 +295,7 @@ class Object:
         return _check(lib.qnb_map_fd(self._raw, name.encode()), f"map {name}")
 
     def attach_type(self, program: str) -> int:
-        """Where the program's section says it goes (enum bpf_attach_type)."""
+        """Where the program's section says it goes (enum bpf_attach_type); libbpf has no opinion on sockops."""
         return _check(lib.qnb_prog_attach_type(self._raw, program.encode()), f"program {program}")
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nodeagent.bpf import loader
+from nodeagent.bpf import bcc_object, loader
 from nodeagent.bpf.loader import BpfError, Link, Object
 from nodeagent.capture import mounts, netns
 from nodeagent.capture.errors import CaptureError
@@ -37,7 +37,7 @@ def run() -> list[CheckResult]:
         with _scratch() as maps:
             results += _programs(maps)
             results += _hooks(maps) if results[3].ok else []
-    results += [_helper_set_retval(), _netns_cookie(), _ipv6(), _ktls(), _mptcp()]
+    results += [_helper_set_retval(), _netns_cookie(), _ipv6(), _ktls(), _mptcp(), _bcc()]
     return results
 
 
@@ -205,6 +205,16 @@ def _mptcp() -> CheckResult:
         return CheckResult("mptcp", None, "not in this kernel")
     detail = "enabled: captured, but getpeername() of an MPTCP socket shows the loopback address" if on else "off"
     return CheckResult("mptcp", None, detail)
+
+
+def _bcc() -> CheckResult:
+    try:
+        python = bcc_object.find_python()
+    except bcc_object.BccMissing:
+        return CheckResult(
+            "bcc", None, "not installed: no `qanat trace`, no `--loader bcc`", f"apt-get install {bcc_object.PACKAGE}"
+        )
+    return CheckResult("bcc", None, f"installed for {python}: `qanat trace` and `--loader bcc` work")
 
 
 def maps_audit(base: Path) -> list[CheckResult]:

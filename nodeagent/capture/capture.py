@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Literal, Self
 
 from nodeagent.bpf import layouts, loader
+from nodeagent.bpf.bcc_object import BccObject
 from nodeagent.bpf.layouts import Address, AgentDown, Counter, PodFlag, QnPod, QnSettings, SockAddr
-from nodeagent.bpf.loader import BpfError, Link, Map, Object
+from nodeagent.bpf.loader import BpfError, Link, Loaded, Map, Object
 from nodeagent.capture import mounts, netns, pins
 from nodeagent.capture.errors import CaptureError
 from nodeagent.capture.listeners import ListenerKey
@@ -38,13 +39,15 @@ class CaptureSettings:
     """on_agent_down: "closed" keeps capturing, "open" lets new connections pass once the last heartbeat() is older
     than stale_s. node_netns: cookie of the namespace whose own processes (probes) reach pods uncaptured; None = the
     caller's. cgroup: where the programs go, None = the v2 root. pods_cgroup: a cgroup above all pods (kubepods), for
-    `capture` alone, so that it runs before the programs of the root."""
+    `capture` alone, so that it runs before the programs of the root. loader: "libbpf" loads what clang built, "bcc"
+    compiles the same sources now."""
 
     on_agent_down: Literal["closed", "open"] = "closed"
     stale_s: float = 5.0
     node_netns: int | None = None
     cgroup: Path | None = None
     pods_cgroup: Path | None = None
+    loader: Literal["libbpf", "bcc"] = "libbpf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ class Capture:
             rodata["cfg_set_retval"] = struct.pack("=I", has)
         cgroup_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with Object(name, self._pins.maps, rodata) as loaded:
+            with self._object(name, rodata) as loaded:
                 for program in loaded.programs():
                     path = self._pins.links / program.removeprefix("qn_")
                     attach_type = loaded.attach_type(program) if name != "flows" else loader.CGROUP_SOCK_OPS
@@ -151,8 +154,16 @@ class Capture:
                 if error.errno not in (errno.ENOLINK, errno.ENOENT):
                     raise
 
-    def _inbound_object(self, cookie: int) -> Object:
-        return Object("inbound", self._pins.maps, {"cfg_netns": _cookie_key(cookie)})
+    def _inbound_object(self, cookie: int) -> Loaded:
+        return self._object("inbound", {"cfg_netns": _cookie_key(cookie)})
+
+    def _object(self, name: str, settings: dict[str, bytes]) -> Loaded:
+        """Load by the loader that was chosen. Raises BpfError."""
+        match self._settings.loader:
+            case "libbpf":
+                return Object(name, self._pins.maps, settings)
+            case "bcc":
+                return BccObject(name, self._pins.maps, settings)
 
     # --- pods
 

@@ -45,6 +45,8 @@ class Pins:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in (ROOT, self.base.parent, self.base):
             path.chmod(0o700)
+        for left in self.base.glob("bcc-*"):  # of an agent that died while BCC was at work
+            _remove(left, links=False)
 
     def inbound(self, cookie: int) -> Path:
         return self.links / f"inbound-{cookie}"

@@ -174,6 +174,16 @@ class Captured:
     def enroll(self, space: Space) -> None:
         self.capture.enroll(self.pod(space))
 
+    def start_over(self) -> None:
+        """No pod, no listener, all counters zero: as newly opened, without loading again."""
+        for cookie in list(self.capture.pods()):
+            self.capture.unenroll(cookie)
+        for cookie in list(self._listeners):
+            self.close_listeners(cookie)
+        counters = self.capture.map("counters")
+        for key in counters.keys():  # noqa: SIM118
+            counters.update_per_cpu(key, bytes(counters.info.value_size))
+
     def close_listeners(self, cookie: int) -> None:
         self._listeners.pop(cookie).close()
 
