@@ -1,42 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All objects together to the values of a snapshot: who is captured, which address is whose, who serves what."""
+"""Objects to the values of a snapshot, kept up to date: who is captured, which address is whose, who serves what.
+
+A change costs what it touches: a pod its own workload, those that claim the same address, and the services that name
+it. The result is that of assembling everything anew, whatever the order in which objects came.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Generic, TypeVar
 
-from mesh.kube.endpoints import endpoints_by_service
+from mesh.kube.endpoints import Backends, endpoints_of
 from mesh.kube.objects import (
     KubeObject,
     NamespaceObject,
     ObjectRef,
-    Opt,
     PodObject,
     PolicyObject,
     ServiceObject,
     SliceObject,
 )
 from mesh.kube.settings import TranslateSettings
-from mesh.model.policy import Policy
-from mesh.model.snapshot import MeshSnapshot
+from mesh.kube.workloads import service_of, workload_of
+from mesh.model.policy import Policy, PolicyKey, key_of
+from mesh.model.snapshot import Delta, MeshSnapshot, diff
 from mesh.model.workload import (
     Endpoint,
-    Health,
     IPAddress,
     Namespace,
     NetworkMode,
-    NodeName,
-    Protocol,
     Service,
     ServiceKey,
     Workload,
-    WorkloadUid,
 )
 
-_CRON_JOB = re.compile(r"^(.+)-\d{8,10}$")
-_REPLICA_SET = re.compile(r"^(.+)-[a-z0-9]{5,10}$")
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """Values for MeshSnapshot.build and what had to be settled to get them."""
+    """What objects come to, and what had to be settled for that."""
 
     workloads: tuple[Workload, ...]
     services: tuple[Service, ...]
@@ -63,177 +63,326 @@ class Assembly:
         return MeshSnapshot.build(epoch, self.workloads, self.services, self.endpoints, self.namespaces, self.policies)
 
 
-def pod_uid(settings: TranslateSettings, namespace: str, name: str) -> WorkloadUid:
-    return WorkloadUid(f"{settings.cluster}//Pod/{namespace}/{name}")
-
-
 def assemble(objects: Iterable[KubeObject], settings: TranslateSettings) -> Assembly:
-    """Pure; the result does not depend on the order of ``objects``, each of which must be there once."""
-    namespaces: dict[str, NamespaceObject] = {}
-    pods: list[PodObject] = []
-    services: list[ServiceObject] = []
-    slices: list[SliceObject] = []
-    policies: list[Policy] = []
-    for item in objects:
-        match item:
+    """All at once. The result does not depend on the order of ``objects``, each of which must be there once."""
+    assembler = Assembler(settings)
+    assembler.update(objects)
+    snapshot, _ = assembler.snapshot(1)
+    return Assembly(
+        workloads=tuple(snapshot.workloads.values()),
+        services=tuple(snapshot.services.values()),
+        endpoints=snapshot.endpoints,
+        namespaces=tuple(snapshot.namespaces.values()),
+        conflicts=assembler.conflicts,
+        policies=tuple(snapshot.policies.values()),
+    )
+
+
+class _Index(Generic[K]):
+    """Which objects say something about a key."""
+
+    def __init__(self) -> None:
+        self._refs: dict[K, set[ObjectRef]] = {}
+
+    def move(self, ref: ObjectRef, old: Collection[K], new: Collection[K]) -> None:
+        for key in old:
+            if key not in new:
+                left = self._refs[key]
+                left.discard(ref)
+                if not left:
+                    del self._refs[key]
+        for key in new:
+            self._refs.setdefault(key, set()).add(ref)
+
+    def at(self, key: K) -> Collection[ObjectRef]:
+        return self._refs.get(key, ())
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._refs
+
+
+class Assembler:
+    """Not thread-safe. ``update`` settles; ``snapshot`` makes values of what changed since the last one."""
+
+    def __init__(self, settings: TranslateSettings) -> None:
+        self._settings = settings
+        self._objects: dict[ObjectRef, KubeObject] = {}
+        self._in_namespace: _Index[str] = _Index()
+        """Pods, and services that are not names of something external: a namespace they are in exists."""
+        self._claims: _Index[IPAddress] = _Index()
+        """Pods by the addresses they say they have."""
+        self._vips: _Index[IPAddress] = _Index()
+        self._labels: _Index[tuple[str, str, str]] = _Index()
+        """Unfinished pods by (namespace, label, value)."""
+        self._slices: _Index[tuple[str, str]] = _Index()
+        """EndpointSlices by (namespace, service)."""
+        self._slice_addresses: _Index[IPAddress] = _Index()
+        self._slice_pods: _Index[tuple[str, str]] = _Index()
+        self._selecting: _Index[str] = _Index()
+        """Services with a selector, by namespace."""
+        self._workloads: dict[ObjectRef, Workload] = {}
+        self._services: dict[ObjectRef, Service] = {}
+        self._conflicts: dict[ObjectRef, tuple[Conflict, ...]] = {}
+        self._endpoints: dict[ServiceKey, tuple[Endpoint, ...]] = {}
+        self._policies: dict[PolicyKey, Policy] = {}
+        self._namespaces: dict[str, Namespace] = {}
+        self._snapshot = MeshSnapshot.build(0)
+        self._backends = Backends(self._workload_at, self._workload_named, self._selected)
+
+    @property
+    def conflicts(self) -> tuple[Conflict, ...]:
+        """All that stand now, sorted by the object that lost."""
+        return tuple(one for ref in sorted(self._conflicts) for one in self._conflicts[ref])
+
+    def update(self, put: Iterable[KubeObject] = (), removed: Iterable[ObjectRef] = ()) -> None:
+        """Objects that are new or changed, and names of those that are gone. Unknown names are fine."""
+        dirty = _Dirty()
+        for ref in removed:
+            self._replace(ref, None, dirty)
+        for item in put:
+            self._replace(item.ref, item, dirty)
+        self._settle(dirty)
+
+    def objects(self) -> Mapping[ObjectRef, KubeObject]:
+        return MappingProxyType(self._objects)
+
+    def snapshot(self, epoch: int) -> tuple[MeshSnapshot, Delta]:
+        """What stands now, and what changed since the last call. The old snapshot itself when nothing did."""
+        old = self._snapshot
+        new = MeshSnapshot.build(
+            epoch,
+            self._workloads.values(),
+            self._services.values(),
+            self._endpoints,
+            self._namespaces.values(),
+            self._policies.values(),
+        )
+        delta = diff(old, new)
+        if delta.is_empty and old.epoch:
+            return old, diff(old, old)
+        self._snapshot = new
+        return new, delta
+
+    # --- what an object says
+
+    def _replace(self, ref: ObjectRef, new: KubeObject | None, dirty: _Dirty) -> None:
+        old = self._objects.get(ref)
+        if old == new:
+            return
+        if new is None:
+            del self._objects[ref]
+        else:
+            self._objects[ref] = new
+        match old or new:
             case NamespaceObject():
-                namespaces[item.ref.name] = item
+                dirty.namespaces.add(ref.name)
+                dirty.pods.update(one for one in self._in_namespace.at(ref.name) if one.kind == "Pod")
             case PodObject():
-                pods.append(item)
+                self._pod(ref, _as(PodObject, old), _as(PodObject, new), dirty)
             case ServiceObject():
-                services.append(item)
+                self._service(ref, _as(ServiceObject, old), _as(ServiceObject, new), dirty)
             case SliceObject():
-                slices.append(item)
+                self._slice(ref, _as(SliceObject, old), _as(SliceObject, new), dirty)
             case PolicyObject():
-                policies.append(item.policy)
+                if isinstance(old, PolicyObject):
+                    self._policies.pop(key_of(old.policy), None)
+                if isinstance(new, PolicyObject):
+                    self._policies[key_of(new.policy)] = new.policy
             case _:
                 pass
-    pods.sort(key=lambda pod: pod.ref)
-    services.sort(key=lambda service: service.ref)
-    conflicts: list[Conflict] = []
-    workloads = [_workload(pod, namespaces.get(pod.ref.namespace), settings) for pod in pods]
-    _settle_pod_addresses(pods, workloads, conflicts)
-    found = [_service(service, settings) for service in services if not service.external_name]
-    _settle_vips(found, workloads, conflicts)
-    named = {n.ref.name: Namespace(n.ref.name, n.labels, n.annotations) for n in namespaces.values()}
-    for name in {w.namespace for w in workloads} | {s.namespace for s in found}:
-        named.setdefault(name, Namespace(name))
-    return Assembly(
-        workloads=tuple(workloads),
-        services=tuple(found),
-        endpoints=endpoints_by_service(found, pods, workloads, slices),
-        namespaces=tuple(named.values()),
-        conflicts=tuple(conflicts),
-        policies=tuple(policies),
-    )
 
+    def _pod(self, ref: ObjectRef, old: PodObject | None, new: PodObject | None, dirty: _Dirty) -> None:
+        before, after = _claimed(old), _claimed(new)
+        for address in {*before, *after}:
+            dirty.pods.update(self._claims.at(address))
+        self._claims.move(ref, before, after)
+        self._labels.move(ref, _labels(old), _labels(new))
+        self._in_namespace.move(ref, [ref.namespace] if old else [], [ref.namespace] if new else [])
+        dirty.pods.add(ref)
+        if old is None or new is None:
+            dirty.namespaces.add(ref.namespace)
 
-def is_captured(pod: PodObject, namespace: NamespaceObject | None) -> bool:
-    """A pod that opts out wins over its namespace, and one that opts in too. Never on the host's network."""
-    if pod.host_network or pod.finished:
-        return False
-    if pod.opt is not Opt.UNSAID:
-        return pod.opt is Opt.IN
-    return namespace is not None and namespace.opt is Opt.IN
+    def _service(self, ref: ObjectRef, old: ServiceObject | None, new: ServiceObject | None, dirty: _Dirty) -> None:
+        before, after = _vips(old), _vips(new)
+        for vip in {*before, *after}:
+            dirty.services.update(self._vips.at(vip))
+            dirty.pods.update(self._claims.at(vip))
+        self._vips.move(ref, before, after)
+        real = [[ref.namespace] if one and not one.external_name else [] for one in (old, new)]
+        self._in_namespace.move(ref, *real)
+        self._selecting.move(ref, *([ref.namespace] if one and one.selector else [] for one in (old, new)))
+        dirty.services.add(ref)
+        dirty.namespaces.add(ref.namespace)
 
+    def _slice(self, ref: ObjectRef, old: SliceObject | None, new: SliceObject | None, dirty: _Dirty) -> None:
+        self._slices.move(ref, _sliced(old), _sliced(new))
+        self._slice_addresses.move(ref, _slice_addresses(old), _slice_addresses(new))
+        self._slice_pods.move(ref, _slice_pods(old), _slice_pods(new))
+        dirty.services.update(ObjectRef("Service", *owner) for owner in (*_sliced(old), *_sliced(new)))
 
-def _workload(pod: PodObject, namespace: NamespaceObject | None, settings: TranslateSettings) -> Workload:
-    captured = is_captured(pod, namespace)
-    workload_name, workload_type = owner_of(pod)
-    labels = pod.labels
-    return Workload(
-        uid=pod_uid(settings, pod.ref.namespace, pod.ref.name),
-        name=pod.ref.name,
-        namespace=pod.ref.namespace,
-        service_account=pod.service_account,
-        trust_domain=settings.trust_domain,
-        node=None if pod.node is None else NodeName(pod.node),
-        addresses=() if pod.finished else pod.status.addresses,
-        protocol=Protocol.HBONE if captured else Protocol.PLAIN,
-        captured=captured,
-        health=Health.HEALTHY if pod.ready else Health.UNHEALTHY,
-        network_mode=NetworkMode.HOST_NETWORK if pod.host_network else NetworkMode.STANDARD,
-        labels=labels,
-        annotations=pod.annotations,
-        ports=pod.ports,
-        workload_name=workload_name,
-        workload_type=workload_type,
-        canonical_name=labels.get("service.istio.io/canonical-name")
-        or labels.get("app.kubernetes.io/name")
-        or labels.get("app")
-        or workload_name,
-        canonical_revision=labels.get("service.istio.io/canonical-revision")
-        or labels.get("app.kubernetes.io/version")
-        or labels.get("version")
-        or "latest",
-        terminating=pod.terminating,
-    )
+    # --- what follows
 
+    def _settle(self, dirty: _Dirty) -> None:
+        for ref in dirty.pods:
+            self._settle_pod(ref, dirty)
+        for ref in dirty.services:
+            self._settle_service(ref)
+        for name in dirty.namespaces:
+            self._settle_namespace(name)
 
-def owner_of(pod: PodObject) -> tuple[str, str]:
-    """(workload name, workload type) as Istio reports them: a ReplicaSet counts as its Deployment, a Job of a CronJob
-    as the CronJob; owners of other kinds lend their name and the type stays ``pod``."""
-    if pod.owner is None:
-        return pod.ref.name, "pod"
-    kind, name = pod.owner
-    match kind:
-        case "ReplicaSet":
-            template = pod.labels.get("pod-template-hash", "")
-            if template and name.endswith(f"-{template}"):
-                return name[: -len(template) - 1], "deployment"
-            found = _REPLICA_SET.match(name)
-            return (found.group(1) if found else name), "deployment"
-        case "Deployment":
-            return name, "deployment"
-        case "CronJob":
-            return name, "cronjob"
-        case "Job":
-            found = _CRON_JOB.match(name)
-            return (found.group(1), "cronjob") if found else (name, "job")
-        case _:
-            return name, "pod"
+    def _settle_pod(self, ref: ObjectRef, dirty: _Dirty) -> None:
+        pod = self._objects.get(ref)
+        old = self._workloads.pop(ref, None)
+        self._conflicts.pop(ref, None)
+        new: Workload | None = None
+        if isinstance(pod, PodObject):
+            namespace = self._objects.get(ObjectRef("Namespace", "", ref.namespace))
+            new = workload_of(pod, namespace if isinstance(namespace, NamespaceObject) else None, self._settings)
+            lost = self._lost_by(pod, new)
+            if lost:
+                self._conflicts[ref] = tuple(lost.values())
+                new = replace(new, addresses=tuple(a for a in new.addresses if a not in lost))
+            self._workloads[ref] = new if new != old or old is None else old
+        if new != old:
+            dirty.services.update(self._naming(ref, old, new))
 
+    def _lost_by(self, pod: PodObject, workload: Workload) -> dict[IPAddress, Conflict]:
+        """An address belongs to one pod: not the terminating one, then the running, the older, the first by name. A
+        service's address is no pod's. A pod on the host's network shares its node's and takes part in none of this."""
+        lost: dict[IPAddress, Conflict] = {}
+        for address in workload.addresses if workload.network_mode is NetworkMode.STANDARD else ():
+            winner = min((self._a_pod(one) for one in self._claims.at(address)), key=_seniority)
+            message = ""
+            if address in self._vips:
+                message = f"{address} is also the address of {min(self._vips.at(address))}, which keeps it"
+            elif winner is not pod:
+                message = f"{address} is also the address of {winner.ref}, which keeps it; this pod is left without"
+            if message:
+                lost[address] = Conflict(pod.ref, "status.podIP", message)
+        return lost
 
-def _settle_pod_addresses(pods: list[PodObject], workloads: list[Workload], conflicts: list[Conflict]) -> None:
-    """An address belongs to one pod: not the terminating one, then the running, the older, the first by name."""
-    holders: dict[IPAddress, list[int]] = {}
-    for index, workload in enumerate(workloads):
-        if workload.network_mode is NetworkMode.STANDARD:
-            for address in workload.addresses:
-                holders.setdefault(address, []).append(index)
-    for address, indexes in holders.items():
-        if len(indexes) < 2:
-            continue
-        winner, *losers = sorted(indexes, key=lambda i: _seniority(pods[i]))
-        for loser in losers:
-            _take(workloads, loser, address)
-            conflicts.append(
+    def _naming(self, ref: ObjectRef, *versions: Workload | None) -> Iterable[ObjectRef]:
+        """Services whose endpoints may be this pod."""
+        slices = set(self._slice_pods.at((ref.namespace, ref.name)))
+        for workload in versions:
+            for address in workload.addresses if workload else ():
+                slices.update(self._slice_addresses.at(address))
+        for one in slices:
+            found = self._objects[one]
+            if isinstance(found, SliceObject):
+                yield from (ObjectRef("Service", *owner) for owner in _sliced(found))
+        for one in self._selecting.at(ref.namespace):
+            service = self._objects[one]
+            if isinstance(service, ServiceObject) and any(
+                workload and service.selector.items() <= workload.labels.items() for workload in versions
+            ):
+                yield one
+
+    def _settle_service(self, ref: ObjectRef) -> None:
+        item = self._objects.get(ref)
+        old = self._services.pop(ref, None)
+        self._conflicts.pop(ref, None)
+        if old is not None:
+            self._endpoints.pop(old.key, None)
+        if not isinstance(item, ServiceObject) or item.external_name:
+            return
+        service = service_of(item, self._settings)
+        lost = [(vip, owner) for vip in service.vips if (owner := min(self._vips.at(vip))) != ref]
+        if lost:
+            self._conflicts[ref] = tuple(
                 Conflict(
-                    pods[loser].ref,
-                    "status.podIP",
-                    f"{address} is also the address of {pods[winner].ref}, which keeps it; this pod is left without",
+                    ref,
+                    "spec.clusterIP",
+                    f"{vip} is also the address of {owner}, which keeps it; this service is left without",
                 )
+                for vip, owner in lost
             )
+            kept = tuple(vip for vip in service.vips if vip not in dict(lost))
+            service = replace(service, vips=kept)
+        self._services[ref] = service if service != old or old is None else old
+        slices = [self._objects[one] for one in self._slices.at((ref.namespace, ref.name))]
+        found = endpoints_of(service, [one for one in slices if isinstance(one, SliceObject)], self._backends)
+        if found:
+            self._endpoints[service.key] = found
+
+    def _settle_namespace(self, name: str) -> None:
+        declared = self._objects.get(ObjectRef("Namespace", "", name))
+        if isinstance(declared, NamespaceObject):
+            self._namespaces[name] = Namespace(name, declared.labels, declared.annotations)
+        elif name in self._in_namespace:
+            self._namespaces[name] = Namespace(name)
+        else:
+            self._namespaces.pop(name, None)
+
+    # --- backends of services
+
+    def _a_pod(self, ref: ObjectRef) -> PodObject:
+        found = self._objects[ref]
+        assert isinstance(found, PodObject)  # what the index of claims holds
+        return found
+
+    def _workload_at(self, address: IPAddress) -> Workload | None:
+        for ref in self._claims.at(address):
+            workload = self._workloads.get(ref)
+            if workload is not None and address in workload.addresses:
+                return workload
+        return None
+
+    def _workload_named(self, namespace: str, name: str) -> Workload | None:
+        return self._workloads.get(ObjectRef("Pod", namespace, name))
+
+    def _selected(self, namespace: str, selector: Mapping[str, str]) -> list[Workload]:
+        """Pods of the namespace that match, without finished ones: the rarest label is looked up, the rest compared."""
+        found = [self._labels.at((namespace, key, value)) for key, value in selector.items()]
+        rarest = min(found, key=len)
+        return [
+            workload
+            for ref in rarest
+            if (workload := self._workloads.get(ref)) and selector.items() <= workload.labels.items()
+        ]
+
+
+class _Dirty:
+    """What has to be settled again."""
+
+    def __init__(self) -> None:
+        self.pods: set[ObjectRef] = set()
+        self.services: set[ObjectRef] = set()
+        self.namespaces: set[str] = set()
+
+
+T = TypeVar("T")
+
+
+def _as(kind: type[T], found: object) -> T | None:
+    return found if isinstance(found, kind) else None
+
+
+def _claimed(pod: PodObject | None) -> tuple[IPAddress, ...]:
+    return () if pod is None or pod.host_network or pod.finished else pod.status.addresses
+
+
+def _labels(pod: PodObject | None) -> list[tuple[str, str, str]]:
+    if pod is None or pod.finished:
+        return []
+    return [(pod.ref.namespace, key, value) for key, value in pod.labels.items()]
+
+
+def _vips(service: ServiceObject | None) -> tuple[IPAddress, ...]:
+    return () if service is None or service.external_name else service.cluster_ips
+
+
+def _sliced(item: SliceObject | None) -> tuple[tuple[str, str], ...]:
+    return ((item.ref.namespace, item.service),) if item is not None and item.service else ()
+
+
+def _slice_addresses(item: SliceObject | None) -> set[IPAddress]:
+    return {address for endpoint in item.endpoints for address in endpoint.addresses} if item else set()
+
+
+def _slice_pods(item: SliceObject | None) -> set[tuple[str, str]]:
+    return {endpoint.pod for endpoint in item.endpoints if endpoint.pod} if item else set()
 
 
 def _seniority(pod: PodObject) -> tuple[bool, bool, str, ObjectRef]:
     return pod.terminating, pod.status.phase not in ("", "Running"), pod.created or "~", pod.ref
-
-
-def _take(workloads: list[Workload], index: int, address: IPAddress) -> None:
-    workload = workloads[index]
-    workloads[index] = replace(workload, addresses=tuple(a for a in workload.addresses if a != address))
-
-
-def _service(service: ServiceObject, settings: TranslateSettings) -> Service:
-    name, namespace = service.ref.name, service.ref.namespace
-    hostname = f"{name}.{namespace}.svc.{settings.cluster_domain}"
-    return Service(
-        key=ServiceKey(f"{namespace}/{hostname}"),
-        name=name,
-        namespace=namespace,
-        hostname=hostname,
-        vips=service.cluster_ips,
-        ports=service.ports,
-        selector=service.selector,
-        publish_not_ready=service.publish_not_ready,
-    )
-
-
-def _settle_vips(services: list[Service], workloads: list[Workload], conflicts: list[Conflict]) -> None:
-    """A service address belongs to the first service by name; a pod that claims it too is left without."""
-    owners: dict[IPAddress, ObjectRef] = {}
-    for index, service in enumerate(services):
-        ref = ObjectRef("Service", service.namespace, service.name)
-        for vip in service.vips:
-            owner = owners.setdefault(vip, ref)
-            if owner is not ref:
-                services[index] = replace(services[index], vips=tuple(v for v in services[index].vips if v != vip))
-                message = f"{vip} is also the address of {owner}, which keeps it; this service is left without"
-                conflicts.append(Conflict(ref, "spec.clusterIP", message))
-    for index, workload in enumerate(workloads):
-        for address in workload.addresses:
-            if address in owners:
-                _take(workloads, index, address)
-                message = f"{address} is also the address of {owners[address]}, which keeps it"
-                conflicts.append(Conflict(ObjectRef("Pod", workload.namespace, workload.name), "status.podIP", message))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from watchfiles import awatch
 
-from mesh.kube.assemble import assemble
+from mesh.kube.assemble import Assembler
 from mesh.kube.objects import KubeObject, ObjectRef, PodObject, ServiceObject
 from mesh.kube.settings import Labels, TranslateSettings
 from mesh.model.snapshot import MeshSnapshot, diff
@@ -83,6 +83,7 @@ class FileSource:
         self._dirs = tuple(Path(d) for d in dirs)
         self._status_dirs = tuple(Path(d) for d in status_dirs)
         self._settings = TranslateSettings(cluster, trust_domain, cluster_domain, labels)
+        self._assembler = Assembler(self._settings)
         self._files: dict[Path, _File] = {}
         self._missing: set[Path] = set()
         self._good: dict[tuple[bool, ObjectRef], KubeObject] = {}
@@ -124,16 +125,12 @@ class FileSource:
         first = not self._loaded
         self._loaded = True
         objects, errors, notes = self._effective()
-        assembly = assemble(objects.values(), self._settings)
+        self._assembler.update(objects.values(), self._assembler.objects().keys() - objects.keys())
         places = {e.ref: (str(path), e.line) for path in reversed(self._order()) for e in self._entries(path)}
-        for conflict in assembly.conflicts:
+        for conflict in self._assembler.conflicts:
             file, line = places.get(conflict.ref, ("", 0))
             errors.append(SourceError(file, line, str(conflict.ref), conflict.path, conflict.message))
-        snapshot = assembly.snapshot(old.snapshot.epoch + 1)
-        delta = diff(old.snapshot, snapshot)
-        if delta.is_empty and not first:
-            snapshot = old.snapshot
-            delta = diff(snapshot, snapshot)
+        snapshot, delta = self._assembler.snapshot(old.snapshot.epoch + 1)
         self._last = SourceUpdate(snapshot, delta, tuple(sorted(set(errors))), tuple(sorted(set(notes))))
         return first or not delta.is_empty or self._last.errors != old.errors or self._last.notes != old.notes
 

@@ -216,7 +216,7 @@ def test_service_address_is_not_shared() -> None:
 
     assert [len(s.vips) for s in found.services] == [1, 0]
     assert found.workloads[0].addresses == ()
-    assert [str(c.ref) for c in found.conflicts] == ["Service shop/b", "Pod shop/p"]
+    assert [str(c.ref) for c in found.conflicts] == ["Pod shop/p", "Service shop/b"]
 
 
 def broken(raw: Raw, path: str, value: Any) -> Raw:
