@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Kubernetes API as raw objects: pages of a list, lines of a watch. The one module that knows the client library
+(lightkube: where the cluster is, who we are, tokens that rotate).
+
+Everything a server can send is bounded: the length of a page, of an event, the time without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import httpx2 as httpx
+import msgspec
+from lightkube.config.client_adapter import AsyncClient, ConnectionParams
+from lightkube.config.kubeconfig import KubeConfig
+from lightkube.core.exceptions import ConfigError
+
+Raw = dict[str, Any]
+
+MAX_PAGE_BYTES = 64 << 20
+MAX_EVENT_BYTES = 8 << 20
+"""etcd keeps objects below 1.5 MiB; the text of one may be longer."""
+ANSWER_S = 30.0
+SILENCE_S = 150.0
+"""A watch with bookmarks says something about once a minute; a peer that is gone says nothing."""
+
+
+class ApiError(Exception):
+    """The API could not be asked, or refused. What, where, and what to try."""
+
+
+class Gone(ApiError):
+    """410: the version we know is too old; list again."""
+
+
+class NotServed(ApiError):
+    """404: the API has no such resource (a CRD that is not installed)."""
+
+
+class PageTooLarge(ApiError):
+    """Ask for fewer objects at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """``next``: token of the following page, empty at the end. ``version``: where a watch goes on."""
+
+    items: tuple[Raw, ...]
+    version: str
+    next: str
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvent:
+    """``kind``: ADDED, MODIFIED, DELETED, BOOKMARK (which has nothing but a version), or, first of all and our own,
+    OPENED: the server has agreed to tell."""
+
+    kind: str
+    object: Raw
+    version: str
+
+
+class Api:
+    """One connection pool. ``close()`` it."""
+
+    def __init__(self, client: httpx.AsyncClient, where: str) -> None:
+        """Use connect()."""
+        self._client = client
+        self.where = where
+
+    @classmethod
+    def connect(cls, kubeconfig: Path | None = None, context: str = "") -> Self:
+        """``kubeconfig`` None: $KUBECONFIG, ~/.kube/config or the pod's service account. Nothing is asked yet.
+
+        Raises ApiError when there is no usable configuration."""
+        try:
+            found = KubeConfig.from_file(str(kubeconfig)) if kubeconfig else KubeConfig.from_env()
+            config = found.get(context or None)
+            if config is None:
+                raise ConfigError(f"no context {context!r}")
+            client = AsyncClient(config, ConnectionParams(timeout=httpx.Timeout(ANSWER_S), trust_env=False))
+        except (ConfigError, OSError, ValueError, AssertionError) as error:
+            place = kubeconfig or "$KUBECONFIG, ~/.kube/config or a service account"
+            raise ApiError(f"no way to the Kubernetes API by {place}: {error}") from error
+        return cls(client, config.cluster.server)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def list_page(self, path: str, *, limit: int, token: str = "") -> Page:
+        """``path``: "api/v1/pods". Raises ApiError."""
+        params = {"limit": str(limit), **({"continue": token} if token else {})}
+        body = bytearray()
+        try:
+            async with self._client.stream("GET", path, params=params) as answer:
+                await _check(answer, f"list {path}")
+                async for chunk in answer.aiter_bytes():
+                    body += chunk
+                    if len(body) > MAX_PAGE_BYTES:
+                        raise PageTooLarge(f"list {path}: {limit} objects are more than {MAX_PAGE_BYTES >> 20} MiB")
+        except httpx.HTTPError as error:
+            raise self._unreachable(f"list {path}", error) from error
+        found = _decoded(bytes(body), f"list {path}")
+        meta, items = found.get("metadata"), found.get("items")
+        if not isinstance(meta, dict) or not isinstance(items, list | None):
+            raise ApiError(f"list {path}: the answer is not a list of objects")
+        version, following = str(meta.get("resourceVersion") or ""), str(meta.get("continue") or "")
+        return Page(tuple(item for item in items or () if isinstance(item, dict)), version, following)
+
+    async def watch(self, path: str, *, version: str, seconds: int) -> AsyncGenerator[WatchEvent, None]:
+        """Changes after ``version``; ends when the server ends it, after about ``seconds``. Raises ApiError."""
+        params = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
+            "timeoutSeconds": str(seconds),
+        }
+        timeout = httpx.Timeout(ANSWER_S, read=SILENCE_S)
+        try:
+            async with self._client.stream("GET", path, params=params, timeout=timeout) as answer:
+                await _check(answer, f"watch {path}")
+                yield WatchEvent("OPENED", {}, version)
+                async with aclosing(_lines(answer, f"watch {path}")) as lines:
+                    async for line in lines:
+                        yield _event(line, f"watch {path}")
+        except httpx.HTTPError as error:
+            raise self._unreachable(f"watch {path}", error) from error
+
+    async def send(
+        self, method: str, path: str, body: Mapping[str, Any], content_type: str = "application/json"
+    ) -> Raw:
+        """One writing request; the answer's object. Raises ApiError."""
+        try:
+            answer = await self._client.request(
+                method, path, content=msgspec.json.encode(body), headers={"Content-Type": content_type}
+            )
+        except httpx.HTTPError as error:
+            raise self._unreachable(f"{method} {path}", error) from error
+        await _check(answer, f"{method} {path}")
+        return _decoded(answer.content, f"{method} {path}")
+
+    def _unreachable(self, what: str, error: httpx.HTTPError) -> ApiError:
+        return ApiError(f"{what}: {self.where} does not answer: {str(error) or type(error).__name__}")
+
+
+async def _check(answer: httpx.Response, what: str) -> None:
+    if answer.status_code < 300:
+        return
+    text = bytearray()
+    async for chunk in answer.aiter_bytes():
+        text += chunk
+        if len(text) > 65_536:
+            break
+    try:
+        message = str(_decoded(bytes(text), what).get("message") or "")
+    except ApiError:
+        message = ""
+    reason = f"{what}: {answer.status_code} {message or answer.reason_phrase}"
+    match answer.status_code:
+        case 401:
+            raise ApiError(f"{reason} (is the token expired, or for another cluster?)")
+        case 403:
+            raise ApiError(f"{reason} (the role needs get, list and watch on it)")
+        case 404:
+            raise NotServed(reason)
+        case 410:
+            raise Gone(reason)
+        case _:
+            raise ApiError(reason)
+
+
+async def _lines(answer: httpx.Response, what: str) -> AsyncGenerator[bytes, None]:
+    rest = bytearray()
+    async for chunk in answer.aiter_bytes():
+        *whole, tail = chunk.split(b"\n")
+        for part in whole:
+            rest += part
+            if rest:
+                yield bytes(rest)
+            rest.clear()
+        rest += tail
+        if len(rest) > MAX_EVENT_BYTES:
+            raise ApiError(f"{what}: an event of more than {MAX_EVENT_BYTES >> 20} MiB")
+    if rest:
+        raise ApiError(f"{what}: cut off in the middle of an event")
+
+
+def _event(line: bytes, what: str) -> WatchEvent:
+    found = _decoded(line, what)
+    kind, item = found.get("type"), found.get("object")
+    if not isinstance(item, dict) or kind not in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"):
+        raise ApiError(f"{what}: not an event: {line[:80]!r}")
+    if kind == "ERROR":
+        reason = f"{what}: {item.get('code')} {item.get('message')}"
+        raise Gone(reason) if item.get("code") == 410 else ApiError(reason)
+    meta = item.get("metadata")
+    version = meta.get("resourceVersion") if isinstance(meta, dict) else None
+    if not isinstance(version, str) or not version:
+        raise ApiError(f"{what}: an event without a version: {line[:80]!r}")
+    return WatchEvent(kind, item, version)
+
+
+def _decoded(text: bytes, what: str) -> Raw:
+    try:
+        found = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise ApiError(f"{what}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ApiError(f"{what}: not an object")
+    return found

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots of a mesh whose objects are a cluster's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+
+from mesh.kube.assemble import Assembler
+from mesh.kube.fields import path_text
+from mesh.kube.objects import KubeObject, ObjectError, ObjectRef
+from mesh.kube.parse import Ignored, parse_object
+from mesh.kube.settings import TranslateSettings
+from mesh.sources import SourceError, SourceUpdate
+from mesh.sources.kubernetes.api import Api, Raw
+from mesh.sources.kubernetes.reflector import Reflector, Resource, State
+
+RESOURCES = (
+    Resource("Namespace", "v1", "namespaces"),
+    Resource("Pod", "v1", "pods"),
+    Resource("Service", "v1", "services"),
+    Resource("EndpointSlice", "discovery.k8s.io/v1", "endpointslices"),
+    Resource("AuthorizationPolicy", "security.istio.io/v1", "authorizationpolicies", optional=True),
+    Resource("PeerAuthentication", "security.istio.io/v1", "peerauthentications", optional=True),
+)
+QUIET_S = 0.05
+"""A burst of events is over when nothing came for so long..."""
+BURST_S = 0.5
+"""...or has lasted this long."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """An object as far as it could be used."""
+
+    value: KubeObject | None
+    error: SourceError | None = None
+    stand_in: KubeObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceStatus:
+    """``silent_s``: seconds since the API last said something about it."""
+
+    resource: str
+    state: str
+    error: str
+    silent_s: float
+
+
+class KubernetesSource:
+    """Implements mesh.sources.Source. The first update comes when every kind has been listed once; while the API is
+    away everything stays as it was. A bad object keeps its last good version, a bad policy never seen good closes what
+    it selects. Used by one task; ``api`` is the caller's to close."""
+
+    def __init__(self, api: Api, settings: TranslateSettings, resources: tuple[Resource, ...] = RESOURCES) -> None:
+        self._settings = settings
+        self._assembler = Assembler(settings)
+        self._changed = asyncio.Event()
+        self._reflectors = [Reflector(api, resource, self, self._changed.set) for resource in resources]
+        self._names: dict[str, set[tuple[str, str]]] = {resource.kind: set() for resource in resources}
+        self._pending: dict[ObjectRef, KubeObject | None] = {}
+        self._errors: dict[ObjectRef, SourceError] = {}
+        self._epoch = 0
+
+    async def watch(self) -> AsyncGenerator[SourceUpdate, None]:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(one.run(), name=one.resource.plural) for one in self._reflectors]
+            try:
+                told: tuple[SourceError, ...] = ()
+                while True:
+                    await self._burst()
+                    if any(one.state is State.WAITING for one in self._reflectors):
+                        continue
+                    update = await asyncio.to_thread(self._settle)
+                    if not update.delta.is_empty or update.errors != told or self._epoch == 0:
+                        self._epoch = update.snapshot.epoch
+                        told = update.errors
+                        yield update
+            finally:
+                for task in running:
+                    task.cancel()
+
+    def status(self) -> list[ResourceStatus]:
+        now = time.monotonic()
+        return [
+            ResourceStatus(
+                one.resource.plural,
+                one.state.value,
+                one.error,
+                round(now - one.heard_at, 1) if one.heard_at else -1.0,
+            )
+            for one in self._reflectors
+        ]
+
+    async def _burst(self) -> None:
+        await self._changed.wait()
+        end = time.monotonic() + BURST_S
+        while self._changed.is_set() and time.monotonic() < end:
+            self._changed.clear()
+            await asyncio.sleep(QUIET_S)
+        self._changed.clear()
+
+    def _settle(self) -> SourceUpdate:
+        """In a thread: what comes meanwhile waits in a new ``_pending``."""
+        pending, self._pending = self._pending, {}
+        put = [value for value in pending.values() if value is not None]
+        self._assembler.update(put, [ref for ref, value in pending.items() if value is None])
+        snapshot, delta = self._assembler.snapshot(self._epoch + 1)
+        errors = [*self._errors.copy().values()]
+        errors += [SourceError("", 0, str(c.ref), c.path, c.message) for c in self._assembler.conflicts]
+        errors += [SourceError("", 0, "", one.resource.path, one.error) for one in self._reflectors if one.error]
+        return SourceUpdate(snapshot, delta, tuple(sorted(set(errors))), self._notes())
+
+    def _notes(self) -> tuple[SourceError, ...]:
+        return tuple(
+            SourceError("", 0, one.resource.kind, "", "not installed in this cluster")
+            for one in self._reflectors
+            if one.state is State.ABSENT
+        )
+
+    # --- reflector.Sink
+
+    def take(self, raw: Raw) -> _Taken:
+        try:
+            parsed = parse_object(raw, self._settings.labels)
+        except ObjectError as error:
+            told = SourceError("", 0, str(error.ref or ""), path_text(error.path), error.message)
+            return _Taken(None, told, error.stand_in)
+        return _Taken(None if isinstance(parsed, Ignored) else parsed)
+
+    def replace(self, resource: Resource, items: Mapping[tuple[str, str], object]) -> None:
+        for gone in self._names[resource.kind] - items.keys():
+            self.drop(resource, gone)
+        for name, item in items.items():
+            self.put(resource, name, item)
+
+    def put(self, resource: Resource, name: tuple[str, str], item: object) -> None:
+        assert isinstance(item, _Taken)  # what take() makes
+        ref = ObjectRef(resource.kind, *name)
+        self._names[resource.kind].add(name)
+        self._errors.pop(ref, None)
+        if item.error is not None:
+            self._errors[ref] = item.error
+            known = self._pending[ref] if ref in self._pending else self._assembler.objects().get(ref)
+            if known is None and item.stand_in is not None:
+                self._pending[ref] = item.stand_in
+        elif item.value is not None:
+            self._pending[item.value.ref] = item.value
+
+    def drop(self, resource: Resource, name: tuple[str, str]) -> None:
+        ref = ObjectRef(resource.kind, *name)
+        self._names[resource.kind].discard(name)
+        self._errors.pop(ref, None)
+        self._pending[ref] = None
