@@ -8,11 +8,17 @@ import logging
 import os
 from pathlib import Path
 
-from controlplane.ca.access import NodeTokens, Permissions
-from controlplane.ca.authority import Authority, write_atomically
-from controlplane.ca.service import CertificateServer, CertificateService
+from controlplane.ca.access import ClientCertificates, NodeTokens, Permissions
+from controlplane.ca.admin import AdminSocket
+from controlplane.ca.announcer import Announcer
+from controlplane.ca.authority import Authority
+from controlplane.ca.keeper import RotationKeeper
+from controlplane.ca.service import CertificateServer, CertificateService, TlsListener
+from controlplane.ca.serving import ServerIdentity
+from controlplane.ca.storage import write_atomically
 from controlplane.config import Config
 from mesh.lifecycle import Shutdown, supervise
+from mesh.model.identity import Identity
 from mesh.sources.files import FileSource
 
 log = logging.getLogger(__name__)
@@ -29,7 +35,18 @@ async def run(config: Config, shutdown: Shutdown) -> None:
     for error in errors:
         log.warning("mesh object not used", extra={"cause": error})
     permissions = Permissions(snapshot)
-    server = CertificateServer(CertificateService(authority, NodeTokens(config.nodes_dir), permissions), config.socket)
+    announcer = Announcer(authority.bundle_pem())
+    ways = (NodeTokens(config.nodes_dir), ClientCertificates())
+    service = CertificateService(authority, ways, permissions, announcer)
+    listeners = [TlsListener(place, client_certificates=False) for place in config.tls]
+    listeners += [TlsListener(place, client_certificates=True) for place in config.mtls]
+    identity = None
+    if listeners:
+        ours = Identity(config.trust_domain, config.namespace, "controlplane")
+        identity = ServerIdentity(authority, config.tls_names, ours)
+    server = CertificateServer(service, config.socket, listeners, identity)
+    keeper = RotationKeeper(authority, announcer, permissions, identity)
+    admin = AdminSocket(keeper, config.admin_socket)
 
     async def follow() -> None:
         known = set(errors)
@@ -41,8 +58,12 @@ async def run(config: Config, shutdown: Shutdown) -> None:
             await permissions.replace(update.snapshot)
 
     async with asyncio.TaskGroup() as group:
-        following = group.create_task(supervise("mesh source", follow), name="mesh source")
+        running = [
+            group.create_task(supervise("mesh source", follow), name="mesh source"),
+            group.create_task(supervise("rotation", keeper.run), name="rotation"),
+        ]
         await server.start()
+        await admin.start()
         announce(config.ready_file)
         log.info(
             "ready",
@@ -52,8 +73,11 @@ async def run(config: Config, shutdown: Shutdown) -> None:
             await shutdown.orderly.wait()
         finally:
             config.ready_file.unlink(missing_ok=True)
+            announcer.close()
+            await admin.stop()
             await server.stop()
-            following.cancel()
+            for task in running:
+                task.cancel()
     log.info("stopped")
 
 

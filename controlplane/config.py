@@ -17,7 +17,8 @@ _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 @dataclass(frozen=True, slots=True)
 class Config:
     """`run_dir`: the mesh's own, ``/run/qanat/<mesh>``. `config`: directories of the user's YAML. `status_dirs`: those
-    that programs write (pod addresses and nodes). `leaf_ttl_s`: the longest life of a leaf."""
+    that programs write (pod addresses and nodes). `leaf_ttl_s`: the longest life of a leaf. `tls`, `mtls`: host:port to
+    serve on, for callers with tokens and with client certificates; `tls_names`: what they call us."""
 
     mesh: str
     run_dir: Path
@@ -26,12 +27,20 @@ class Config:
     trust_domain: str
     cluster: str
     leaf_ttl_s: float
+    tls: tuple[str, ...]
+    mtls: tuple[str, ...]
+    tls_names: tuple[str, ...]
+    namespace: str
     log_level: str
     log_format: str
 
     @property
     def socket(self) -> Path:
         return self.run_dir / "ca.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        return self.run_dir / "controlplane.sock"
 
     @property
     def authority_dir(self) -> Path:
@@ -64,6 +73,11 @@ def paths(given: list[str] | None, from_environment: str | None) -> tuple[Path, 
     return tuple(Path(part) for part in given or (from_environment or "").split(":") if part)
 
 
+def _words(given: list[str] | None, from_environment: str | None) -> tuple[str, ...]:
+    """Options win over the environment's list, which commas separate."""
+    return tuple(given or [word for word in (from_environment or "").split(",") if word])
+
+
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Config:
     """Exits with a usage message for bad arguments."""
 
@@ -80,6 +94,30 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     parser.add_argument("--trust-domain", default=env("TRUST_DOMAIN", "cluster.local"))
     parser.add_argument("--cluster", default=env("CLUSTER", "Kubernetes"))
     parser.add_argument("--leaf-ttl", default=env("LEAF_TTL", "24h"), help="longest life of a workload certificate")
+    parser.add_argument(
+        "--tls",
+        action="append",
+        default=None,
+        metavar="HOST:PORT",
+        help="also serve Istio's certificate API over TLS to callers with a bearer token, as istiod does on 15012; "
+        "may be repeated; the certificate is our own authority's",
+    )
+    parser.add_argument(
+        "--mtls",
+        action="append",
+        default=None,
+        metavar="HOST:PORT",
+        help="the same for callers with a client certificate of this mesh, who may renew their own identity",
+    )
+    parser.add_argument(
+        "--tls-name",
+        action="append",
+        default=None,
+        metavar="NAME",
+        help="DNS name or address by which --tls and --mtls are called; may be repeated; default localhost and "
+        "qanat-controlplane.<namespace>.svc",
+    )
+    parser.add_argument("--namespace", default=env("NAMESPACE", "qanat-system"), help="of our own identity")
     parser.add_argument("--log-level", default=env("LOG_LEVEL", "info"), choices=["error", "warning", "info", "debug"])
     parser.add_argument("--log-format", default=env("LOG_FORMAT", "text"), choices=["text", "json"])
     given = parser.parse_args(arguments)
@@ -89,6 +127,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         parser.error(f"--leaf-ttl: {error}")
     if leaf_ttl_s < 1:
         parser.error("--leaf-ttl: at least 1s")
+    served = {name: _words(getattr(given, name), env(name.upper())) for name in ("tls", "mtls", "tls_name")}
+    for place in (*served["tls"], *served["mtls"]):
+        host, _, port = place.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            parser.error(f"--tls, --mtls: {place!r} is not host:port")
+    names = served["tls_name"] or ("localhost", f"qanat-controlplane.{given.namespace}.svc")
     run_dir = mesh_dir(Path(given.run_dir), given.mesh)
     own = run_dir / "status"
     return Config(
@@ -100,6 +144,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         trust_domain=given.trust_domain,
         cluster=given.cluster,
         leaf_ttl_s=leaf_ttl_s,
+        tls=served["tls"],
+        mtls=served["mtls"],
+        tls_names=names,
+        namespace=given.namespace,
         log_level=given.log_level,
         log_format=given.log_format,
     )

@@ -12,6 +12,7 @@ from mesh.lifecycle import set_up_logging
 from mesh.privileges import PrivilegeError
 from ztunnel import privileges
 from ztunnel.config import DEFAULT_RUN_DIR, Config, EngineSettings, split_dirs
+from ztunnel.identity import target
 
 _PATH = click.Path(path_type=Path)
 
@@ -26,9 +27,21 @@ _PATH = click.Path(path_type=Path)
 @click.option("--run-dir", type=_PATH, default=DEFAULT_RUN_DIR, envvar="QANAT_RUN_DIR", help="Sockets and state.")
 @click.option("--zds", type=_PATH, envvar="INPOD_UDS", help="Node agent's socket; default <run dir>/.../zds.sock.")
 @click.option(
-    "--ca", default="", envvar="CA_ADDRESS", help="gRPC target of the CA; default unix:<run dir>/.../ca.sock."
+    "--ca",
+    default="",
+    envvar="CA_ADDRESS",
+    metavar="TARGET",
+    help=(
+        "Where certificates come from. unix:/path/to/ca.sock: our controlplane on this machine (the default, in the "
+        "run directory). https://host:port: Istio's certificate API over TLS, istiod or our controlplane; needs "
+        "--ca-root. file:/directory: tls.crt, tls.key and ca.crt that somebody else keeps fresh (a mounted secret), of "
+        "one identity, or of several in /directory/<namespace>/<service account>/."
+    ),
 )
 @click.option("--ca-token", type=_PATH, help="File with this node's token; default <run dir>/.../token.")
+@click.option(
+    "--ca-root", type=_PATH, envvar="CA_ROOT_CA", help="PEM file: by whom an https authority must be signed; watched."
+)
 @click.option("--cluster", default="Kubernetes", envvar=["QANAT_CLUSTER", "CLUSTER_ID"], help="Cluster id.")
 @click.option("--trust-domain", default="cluster.local", envvar=["QANAT_TRUST_DOMAIN", "TRUST_DOMAIN"])
 @click.option("--trust-domain-alias", "aliases", multiple=True, help="Also accepted from clients; repeatable.")
@@ -58,6 +71,7 @@ def main(
     zds: Path | None,
     ca: str,
     ca_token: Path | None,
+    ca_root: Path | None,
     cluster: str,
     trust_domain: str,
     aliases: tuple[str, ...],
@@ -92,6 +106,7 @@ def main(
         zds_socket=zds or mesh_dir / "nodes" / node / "zds.sock",
         ca=ca or f"unix:{mesh_dir / 'ca.sock'}",
         ca_token=ca_token or mesh_dir / "nodes" / node / "token",
+        ca_root=ca_root,
         cluster=cluster,
         trust_domain=trust_domain,
         trust_domain_aliases=aliases,
@@ -116,7 +131,12 @@ def main(
         log_format=log_format,
     )
     try:
-        privileges.drop((*config.dirs, *config.status_dirs))
+        reads = target.files_read(config.ca, config.ca_token, config.ca_root)
+        target.source(config.ca, config.ca_token, config.ca_root)
+    except target.BadTarget as error:
+        raise click.BadParameter(str(error), param_hint="--ca") from None
+    try:
+        privileges.drop((*config.dirs, *config.status_dirs, *reads))
     except PrivilegeError as error:
         sys.exit(f"ztunnel: cannot give up privileges: {error}")
     from ztunnel.start import run  # after the drop: the engine and gRPC start threads

@@ -21,7 +21,7 @@ from ztunnel.dataplane.events import EventPump
 from ztunnel.dataplane.feed import TableFeed
 from ztunnel.dataplane.names import Names
 from ztunnel.dataplane.values import Event, Kind
-from ztunnel.identity.client import CaClient
+from ztunnel.identity.client import CertificateSource
 from ztunnel.identity.manager import CertificateManager, State
 from ztunnel.identity.slots import Urgency
 from ztunnel.identity.x509 import IssuedCertificate
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 class Ztunnel:
     """All tasks of the process. The engine is started and stopped by the caller, who owns it and `ca`."""
 
-    def __init__(self, config: Config, engine: Engine, ca: CaClient, shutdown: Shutdown, log_fd: int) -> None:
+    def __init__(self, config: Config, engine: Engine, ca: CertificateSource, shutdown: Shutdown, log_fd: int) -> None:
         self._config = config
         self._engine = engine
         self._shutdown = shutdown

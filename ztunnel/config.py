@@ -32,6 +32,7 @@ class Config:
     zds_socket: Path
     ca: str
     ca_token: Path
+    ca_root: Path | None = None
     cluster: str = "Kubernetes"
     trust_domain: str = "cluster.local"
     trust_domain_aliases: tuple[str, ...] = ()

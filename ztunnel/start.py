@@ -10,7 +10,7 @@ from ztunnel.app import Ztunnel
 from ztunnel.config import Config
 from ztunnel.dataplane._native import Core
 from ztunnel.dataplane.values import CoreConfig
-from ztunnel.identity.grpc_client import GrpcCaClient
+from ztunnel.identity import target
 from ztunnel.telemetry import accesslog
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ async def run(config: Config) -> int:
     shutdown = Shutdown()
     shutdown.install()
     domains = (config.trust_domain, *config.trust_domain_aliases)
-    ca = GrpcCaClient(config.ca, config.ca_token)
+    ca = target.source(config.ca, config.ca_token, config.ca_root)
     core = Core(CoreConfig(trust_domains=domains, **asdict(config.engine)))
     try:
         core.start()

@@ -8,7 +8,10 @@ client authentication, digitalSignature.
 from __future__ import annotations
 
 import datetime as dt
+import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -21,7 +24,8 @@ from mesh.model.identity import Identity
 CA_BACKDATE = dt.timedelta(hours=1)
 """Machines whose clocks are behind still accept a fresh root."""
 
-LEAF_BACKDATE = dt.timedelta(seconds=60)
+CLOCK_SKEW = dt.timedelta(minutes=5)
+"""How far a node's clock may be from ours: leaves are dated back by this, so that a node behind takes a fresh one."""
 
 
 class BadRequest(ValueError):
@@ -42,6 +46,10 @@ class Signer:
     @property
     def certificate_pem(self) -> str:
         return self.certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
+
+    @property
+    def serial(self) -> str:
+        return f"{self.certificate.serial_number:x}"
 
     @property
     def not_after(self) -> dt.datetime:
@@ -113,7 +121,36 @@ def _authority(name: str, organization: str, life: dt.timedelta, now: dt.datetim
 
 
 def new_root(trust_domain: str, life: dt.timedelta, now: dt.datetime) -> Signer:
-    return _authority(f"Qanat root for {trust_domain}"[:64], "qanat", life, now, None)
+    """Two roots of a trust domain differ in name, so that no verifier takes one's signature for the other's."""
+    return _authority(f"Qanat root {secrets.token_hex(3)} for {trust_domain}"[:64], "qanat", life, now, None)
+
+
+def cross_sign(incoming: Signer, outgoing: Signer, now: dt.datetime) -> str:
+    """`incoming`'s name and key, signed by `outgoing`: for whoever trusts only that one. PEM."""
+    given = incoming.certificate
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(given.subject)
+        .issuer_name(outgoing.certificate.subject)
+        .public_key(given.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CA_BACKDATE)
+        .not_valid_after(min(given.not_valid_after_utc, outgoing.not_after))
+    )
+    for extension in given.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    parent = x509.AuthorityKeyIdentifier.from_issuer_public_key(outgoing.key.public_key())
+    signed = builder.add_extension(parent, critical=False).sign(outgoing.key, hashes.SHA256())
+    return signed.public_bytes(serialization.Encoding.PEM).decode("ascii")
+
+
+def describe(pem: str) -> tuple[str, str, dt.datetime]:
+    """Subject, serial (hexadecimal), end of the first certificate in `pem`. Raises BadAuthority."""
+    try:
+        found = x509.load_pem_x509_certificate(pem.encode("ascii"))
+    except ValueError:
+        raise BadAuthority("not a PEM certificate") from None
+    return found.subject.rfc4514_string(), f"{found.serial_number:x}", found.not_valid_after_utc
 
 
 def new_intermediate(trust_domain: str, root: Signer, life: dt.timedelta, now: dt.datetime) -> Signer:
@@ -155,6 +192,35 @@ def sign_leaf(
     request: x509.CertificateSigningRequest, identity: Identity, issuer: Signer, life: dt.timedelta, now: dt.datetime
 ) -> Leaf:
     """Everything but the public key comes from us, nothing else from the request. Never outlives the issuer."""
+    key = request.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)  # read_request() has seen to it
+    return _end_entity(key, [x509.UniformResourceIdentifier(str(identity))], issuer, life, now)
+
+
+def new_server(
+    names: Sequence[str], identity: Identity, issuer: Signer, life: dt.timedelta, now: dt.datetime
+) -> tuple[bytes, Leaf]:
+    """Key (PEM, secret) and certificate of a server that is called by any of `names` (DNS names, addresses)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    known = [x509.UniformResourceIdentifier(str(identity)), *(_server_name(name) for name in names)]
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return pem, _end_entity(key.public_key(), known, issuer, life, now)
+
+
+def _server_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _end_entity(
+    key: ec.EllipticCurvePublicKey,
+    names: Sequence[x509.GeneralName],
+    issuer: Signer,
+    life: dt.timedelta,
+    now: dt.datetime,
+) -> Leaf:
     usage = x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,
@@ -171,11 +237,11 @@ def sign_leaf(
         x509.CertificateBuilder()
         .subject_name(x509.Name([]))
         .issuer_name(issuer.certificate.subject)
-        .public_key(request.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - LEAF_BACKDATE)
+        .not_valid_before(now - CLOCK_SKEW)
         .not_valid_after(min(now + life, issuer.not_after))
-        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(identity))]), critical=True)
+        .add_extension(x509.SubjectAlternativeName(names), critical=True)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(extended, critical=False)

@@ -1,21 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Istio's certificate API over gRPC: our controlplane's Unix socket. gRPC is imported at the first request, because
-its threads must not exist before the process has dropped its privileges."""
+"""Istio's certificate API over gRPC: our controlplane's Unix socket, or istiod, or our controlplane over TLS. gRPC is
+imported at the first request, because its threads must not exist before the process has dropped its privileges."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mesh.model.identity import Identity
 from mesh.protocol.citadel_pb2 import IstioCertificateRequest, IstioCertificateResponse
+from mesh.protocol.trust_pb2 import TrustBundle, WaitRequest
 from ztunnel.identity.client import CaRefused, CaUnavailable
 
 if TYPE_CHECKING:
     import grpc.aio
 
-METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
+log = logging.getLogger(__name__)
+
+SIGN = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
+WAIT = "/qanat.v1.TrustBundles/Wait"
 TIMEOUT_S = 10.0
+WAIT_S = 30
+"""How long one question after new roots stays open at the authority."""
+
+AT_MOST_EVERY_S = 0.5
+"""An authority that answers at once, always, is asked again no sooner."""
+
+TOKEN_MAX = 64 * 1024
 OPTIONS = (
     # When the authority is back, find it at once: our own backoff spaces the requests.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -27,50 +43,133 @@ OPTIONS = (
 )
 
 
-class GrpcCaClient:
-    """One channel, made at the first request. `token_file` is read for each request, so a rotated token counts."""
+@dataclass(slots=True, eq=False)
+class _Channel:
+    """One connection and what it trusts; closed by whoever uses it last once it is retired."""
 
-    def __init__(self, target: str, token_file: Path, timeout_s: float = TIMEOUT_S) -> None:
-        """`target`: gRPC's form, ``unix:/run/qanat/default/ca.sock``."""
+    channel: grpc.aio.Channel
+    roots: bytes | None
+    users: int = 0
+    retired: bool = False
+
+
+class GrpcCaClient:
+    """A CaClient. `token_file` and `root_file` are read for each request, so that rotated ones count."""
+
+    def __init__(
+        self, target: str, token_file: Path, timeout_s: float = TIMEOUT_S, *, root_file: Path | None = None
+    ) -> None:
+        """`target`: ``unix:<path>``, or ``host:port`` for TLS, where `root_file` says by whom the server must be
+        signed. Roots that the authority has announced since are good for it too: it may be signed by a new one before
+        the file says so."""
         self._target = target
         self._token_file = token_file
+        self._root_file = root_file
         self._timeout_s = timeout_s
-        self._channel: grpc.aio.Channel | None = None
-        self._call: Any = None
+        self._announced = b""
+        self._current: _Channel | None = None
 
     def __repr__(self) -> str:
         return f"GrpcCaClient({self._target!r}, token_file={str(self._token_file)!r})"
 
     async def sign(self, identity: Identity, csr_pem: str, ttl_s: float) -> tuple[str, ...]:
+        request = IstioCertificateRequest(csr=csr_pem, validity_duration=int(ttl_s))
+        request.metadata.update({"ImpersonatedIdentity": str(identity)})
+        response = await self._ask(SIGN, request, IstioCertificateResponse, self._timeout_s)
+        return tuple(response.cert_chain)
+
+    async def bundles(self) -> AsyncGenerator[bytes, None]:
+        known, loop = "", asyncio.get_running_loop()
+        while True:
+            asked_at = loop.time()
+            question = WaitRequest(known=known, wait_s=WAIT_S)
+            try:
+                answer = await self._ask(WAIT, question, TrustBundle, WAIT_S + self._timeout_s)
+            except CaRefused as error:
+                if not str(error).startswith("UNIMPLEMENTED"):
+                    raise
+                log.info("authority does not announce roots; they come with certificates", extra={"ca": self._target})
+                return
+            if answer.digest != known:
+                self._announced = answer.roots_pem.encode("utf-8")
+                yield self._announced
+                known = answer.digest
+            await asyncio.sleep(max(0.0, asked_at + AT_MOST_EVERY_S - loop.time()))
+
+    async def close(self) -> None:
+        current, self._current = self._current, None
+        if current is not None:
+            await current.channel.close(None)
+
+    async def _ask(self, method: str, request: Any, response_type: Any, timeout_s: float) -> Any:
         import grpc
         import grpc.aio
 
-        request = IstioCertificateRequest(csr=csr_pem, validity_duration=int(ttl_s))
-        request.metadata.update({"ImpersonatedIdentity": str(identity)})
         metadata = (("authorization", f"Bearer {self._token()}"),)
-        if self._call is None:
-            self._channel = grpc.aio.insecure_channel(self._target, options=OPTIONS)
-            self._call = self._channel.unary_unary(
-                METHOD,
-                request_serializer=IstioCertificateRequest.SerializeToString,
-                response_deserializer=IstioCertificateResponse.FromString,
+        async with self._lease() as channel:
+            call = channel.unary_unary(
+                method,
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=response_type.FromString,
             )
-        try:
-            response = await self._call(request, timeout=self._timeout_s, metadata=metadata)
-        except grpc.aio.AioRpcError as error:
-            code, details = error.code(), error.details()
-            if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise CaUnavailable(f"no answer from the authority at {self._target}: {details}") from None
-            raise CaRefused(f"{code.name}: {details}") from None
-        return tuple(response.cert_chain)
+            try:
+                return await call(request, timeout=timeout_s, metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                code, details = error.code(), error.details() or ""
+            except grpc.aio.UsageError as error:  # the channel was closed: we are ending
+                raise CaUnavailable(f"no answer from the authority at {self._target}: {error}") from None
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            raise CaUnavailable(f"no answer from the authority at {self._target}: {self._why(details)}") from None
+        raise CaRefused(f"{code.name}: {details}") from None
 
-    async def close(self) -> None:
-        channel, self._channel, self._call = self._channel, None, None
-        if channel is not None:
-            await channel.close(None)
+    def _why(self, details: str) -> str:
+        if "CERTIFICATE_VERIFY_FAILED" in details:
+            return f"its certificate is expired, early, or not signed by a root in {self._root_file} ({details})"
+        if "Hostname Verification Check failed" in details or "not a valid name" in details:
+            return f"its certificate is not for {self._target.rpartition(':')[0]} ({details})"
+        return details
+
+    @asynccontextmanager
+    async def _lease(self) -> AsyncIterator[grpc.aio.Channel]:
+        import grpc
+        import grpc.aio
+
+        roots = self._roots()
+        if self._current is None or self._current.roots != roots:
+            old = self._current
+            if roots is None:
+                made = grpc.aio.insecure_channel(self._target, options=OPTIONS)
+            else:
+                made = grpc.aio.secure_channel(self._target, grpc.ssl_channel_credentials(roots), options=OPTIONS)
+            self._current = _Channel(made, roots)
+            if old is not None:
+                old.retired = True
+                if not old.users:
+                    await old.channel.close(None)
+        used = self._current
+        used.users += 1
+        try:
+            yield used.channel
+        finally:
+            used.users -= 1
+            if used.retired and not used.users:
+                await used.channel.close(None)
+
+    def _roots(self) -> bytes | None:
+        """Whom the server must be signed by; None = no TLS."""
+        if self._root_file is None:
+            return None
+        try:
+            found = self._root_file.read_bytes()
+        except OSError as error:
+            raise CaUnavailable(f"cannot read the roots of the authority, {self._root_file}: {error}") from None
+        if b"-----BEGIN CERTIFICATE-----" not in found:
+            raise CaUnavailable(f"{self._root_file} holds no PEM certificate: put the authority's root there")
+        return found.rstrip() + b"\n" + self._announced
 
     def _token(self) -> str:
         try:
-            return self._token_file.read_text(encoding="ascii").strip()
+            with self._token_file.open(encoding="ascii") as file:
+                return file.read(TOKEN_MAX).strip()
         except (OSError, UnicodeDecodeError) as error:
             raise CaUnavailable(f"cannot read this node's token {self._token_file}: {error}") from None

@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import logging
 import random
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import assert_never
 
+from mesh.lifecycle import backoff
 from mesh.model.identity import Identity
 from ztunnel.identity import x509
-from ztunnel.identity.client import CaClient, CaError, CaRefused
+from ztunnel.identity.client import CaError, CaRefused, CertificateSource, Change, NewRoots, Renewable
 from ztunnel.identity.clock import Clock, WallClock
 from ztunnel.identity.slots import Slots, Urgency
 from ztunnel.identity.x509 import CertificateRefused, IssuedCertificate
@@ -25,6 +29,12 @@ FETCHES_AT_ONCE = 8
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_LAST_S = 150.0
+FOLLOW_LAST_S = 15.0
+"""Longest pause before an authority that was away is asked again whether its roots have changed."""
+
+UNCHANGED_FIRST_S = 1.0
+"""A source that had nothing newer at half life is asked again no sooner."""
+
 URGENT_RETRY_S = 2.0
 """A connection that waits for a first certificate shortens the backoff to this."""
 
@@ -73,7 +83,7 @@ class CertificateManager:
 
     def __init__(
         self,
-        ca: CaClient,
+        source: CertificateSource,
         on_ready: Callable[[Identity, IssuedCertificate], None],
         *,
         clock: Clock | None = None,
@@ -84,13 +94,15 @@ class CertificateManager:
         """`on_ready` is called for each new certificate and must not block; when it raises, the certificate counts as
         refused and is asked for again later. `ttl_s`: wanted lifetime, 0 = the authority's. `jitter`: factor for
         renewal and retry times, so that nodes do not ask in step."""
-        self._ca = ca
+        self._source = source
         self._on_ready = on_ready
         self._clock = clock or WallClock()
         self._ttl_s = ttl_s
         self._jitter = jitter
         self._slots = Slots(fetches_at_once)
         self._entries: dict[Identity, _Entry] = {}
+        self._roots: bytes | None = None
+        """What the source has announced and would correct; None while it cannot tell us."""
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
@@ -98,6 +110,7 @@ class CertificateManager:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
+                group.create_task(self._follow(), name="changes of the certificate authority")
                 for entry in self._entries.values():
                     self._start(entry)
                 await asyncio.get_running_loop().create_future()
@@ -161,7 +174,8 @@ class CertificateManager:
             async with self._slots.hold(entry.urgency):
                 entry.tried_at = self._clock.now()
                 issued = await self._fetch(entry.identity)
-            self._on_ready(entry.identity, issued)
+            if not _same(issued, entry.certificate):
+                self._on_ready(entry.identity, issued)
         except CaError as error:
             failure = error
         except CertificateRefused as error:
@@ -175,21 +189,91 @@ class CertificateManager:
         self._failed(entry, failure)
 
     async def _fetch(self, identity: Identity) -> IssuedCertificate:
-        request = x509.new_request(identity)
-        chain = await self._ca.sign(identity, request.csr_pem, self._ttl_s)
-        return x509.accept(chain, request, identity, dt.datetime.fromtimestamp(self._clock.now(), dt.UTC))
+        now = self._utc()
+        issued = await self._source.obtain(identity, self._ttl_s, now)
+        if self._roots is not None:
+            # The answer may have been on its way while the roots changed. Where they do not fit it is the newer one.
+            with contextlib.suppress(CertificateRefused):
+                return x509.with_roots(issued, self._roots, now)
+        return issued
+
+    async def _follow(self) -> None:
+        """Puts to use what the source tells unasked; asks again when it was away."""
+        waits = backoff(BACKOFF_FIRST_S, FOLLOW_LAST_S)
+        while True:
+            try:
+                async with aclosing(self._source.changes()) as changes:
+                    async for change in changes:
+                        self._take(change)
+                        waits = backoff(BACKOFF_FIRST_S, FOLLOW_LAST_S)
+                return
+            except CaError as error:
+                log.info("no news of the authority's roots", extra={"cause": error})
+            except CertificateRefused as error:
+                log.warning("roots not taken", extra={"cause": error})
+            except Exception:
+                log.exception("following the authority failed")
+            finally:
+                self._roots = None
+            await asyncio.sleep(next(waits))
+
+    def _take(self, change: Change) -> None:
+        """Raises CertificateRefused when one certificate in use would no longer be trusted: that one keeps the roots it
+        has, and a new one is asked for at once."""
+        match change:
+            case NewRoots(roots_pem):
+                x509.check_roots(roots_pem)
+                refused = [cause for entry in self._entries.values() if (cause := self._reroot(entry, roots_pem))]
+                if refused:
+                    raise CertificateRefused("; ".join(refused))
+                self._roots = roots_pem
+            case Renewable():
+                for entry in self._entries.values():
+                    self._hasten(entry)
+            case _:
+                assert_never(change)
+
+    def _reroot(self, entry: _Entry, roots_pem: bytes) -> str:
+        """Why not; empty when done."""
+        if entry.certificate is None:
+            return ""
+        try:
+            issued = x509.with_roots(entry.certificate, roots_pem, self._utc())
+            if not _same(issued, entry.certificate):
+                self._on_ready(entry.identity, issued)
+                entry.certificate = issued
+                log.info("roots changed", extra={"identity": str(entry.identity), "roots": len(issued.roots)})
+        except CertificateRefused as error:
+            self._hasten(entry)
+            entry.error = f"the roots that the authority announced were refused: {error}"
+            return f"{entry.identity}: {error}"
+        return ""
+
+    def _hasten(self, entry: _Entry) -> None:
+        """Attempt now, unless one is under way."""
+        if entry.next_at is not None:
+            entry.next_at = self._clock.now()
+            entry.sooner.set()
+
+    def _utc(self) -> dt.datetime:
+        return dt.datetime.fromtimestamp(self._clock.now(), dt.UTC)
 
     def _succeeded(self, entry: _Entry, issued: IssuedCertificate) -> None:
         now = self._clock.now()
-        renewed = entry.certificate is not None
+        before = entry.certificate
         entry.certificate, entry.obtained_at = issued, now
         entry.error, entry.failures, entry.urgency = "", 0, Urgency.RENEWAL
         # Half of what is left, not of the whole: authorities date certificates back.
-        entry.next_at = now + (issued.not_after.timestamp() - now) / 2 * self._jitter()
-        log.info(
-            "certificate renewed" if renewed else "certificate obtained",
-            extra={"identity": str(entry.identity), "serial": issued.serial, "not_after": issued.not_after.isoformat()},
-        )
+        wait = (issued.not_after.timestamp() - now) / 2 * self._jitter()
+        if before is not None and before.serial == issued.serial:
+            entry.next_at = now + max(wait, UNCHANGED_FIRST_S)
+        else:
+            entry.next_at = now + wait
+            not_after = issued.not_after.isoformat()
+            log.info(
+                "certificate obtained" if before is None else "certificate renewed",
+                extra={"identity": str(entry.identity), "serial": issued.serial, "not_after": not_after},
+            )
         self._answer(entry, issued)
 
     def _failed(self, entry: _Entry, error: CaError) -> None:
@@ -240,3 +324,7 @@ class CertificateManager:
             return State.EXPIRED
         life = entry.certificate.not_after.timestamp() - entry.obtained_at
         return State.EXPIRING if left < life / 4 else State.VALID
+
+
+def _same(one: IssuedCertificate, other: IssuedCertificate | None) -> bool:
+    return other is not None and (one.chain_pem, one.roots_pem) == (other.chain_pem, other.roots_pem)

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import datetime as dt
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -18,6 +17,9 @@ from mesh.model.identity import Identity
 
 CLOCK_SLACK = dt.timedelta(seconds=5)
 """A certificate may begin this much later than now: clocks differ, and it is not used in that very instant."""
+
+
+_ANSWER = "the authority sent"
 
 
 class CertificateRefused(Exception):
@@ -78,17 +80,50 @@ def accept(
     """`chain`: the authority's answer, leaf first, roots last. Raises CertificateRefused."""
     if len(chain) < 2:
         raise CertificateRefused(f"the authority sent {len(chain)} certificates; expected leaf, issuers and root")
-    path = [certificate for pem in chain[:-1] for certificate in _load(pem)]
-    roots = _load(chain[-1])
+    path = [certificate for pem in chain[:-1] for certificate in _load(pem.encode("utf-8"), _ANSWER)]
+    return _judge(path, _load(chain[-1].encode("utf-8"), _ANSWER), request.key_pem, identity, now)
+
+
+def accept_files(
+    chain_pem: bytes, key_pem: bytes, roots_pem: bytes, identity: Identity | None, now: dt.datetime
+) -> IssuedCertificate:
+    """What somebody else wrote: ``tls.crt``, ``tls.key``, ``ca.crt``. `identity`: whose they must be; None = whose
+    they are. Raises CertificateRefused, which names the file."""
+    path = _load(chain_pem, "tls.crt holds")
+    return _judge(path, _load(roots_pem, "ca.crt holds"), key_pem, identity or _identity_in(path[0]), now)
+
+
+def with_roots(issued: IssuedCertificate, roots_pem: bytes, now: dt.datetime) -> IssuedCertificate:
+    """The same certificate, trusting `roots_pem` instead. Raises CertificateRefused when it would then be trusted by
+    nobody who follows."""
+    roots = _load(roots_pem, "the authority announced")
+    path = [certificate for info in issued.chain for certificate in _load(info.pem.encode("ascii"), _ANSWER)]
+    _check_path(path, roots, now)
+    pem = b"".join(_pem(certificate) for certificate in roots)
+    return replace(issued, roots_pem=pem, roots=tuple(_info(certificate) for certificate in roots))
+
+
+def check_roots(roots_pem: bytes) -> None:
+    """Raises CertificateRefused unless there is at least one certificate."""
+    _load(roots_pem, "the authority announced")
+
+
+def _judge(
+    path: list[x509.Certificate],
+    roots: list[x509.Certificate],
+    key_pem: bytes,
+    identity: Identity,
+    now: dt.datetime,
+) -> IssuedCertificate:
     leaf = path[0]
-    _check_key(leaf, request)
+    _check_key(leaf, key_pem)
     _check_identity(leaf, identity)
     _check_dates(leaf, now)
     _check_path(path, roots, now)
     return IssuedCertificate(
         identity=identity,
         chain_pem=b"".join(_pem(certificate) for certificate in path),
-        key_pem=request.key_pem,
+        key_pem=key_pem,
         roots_pem=b"".join(_pem(certificate) for certificate in roots),
         not_before=leaf.not_valid_before_utc,
         not_after=leaf.not_valid_after_utc,
@@ -98,17 +133,30 @@ def accept(
     )
 
 
-def _load(pem: str) -> list[x509.Certificate]:
+def _load(pem: bytes, whence: str) -> list[x509.Certificate]:
+    """At least one. `whence`: subject and verb of the complaint."""
     try:
-        return x509.load_pem_x509_certificates(pem.encode("utf-8"))
+        return x509.load_pem_x509_certificates(pem)
     except ValueError:
-        raise CertificateRefused("the authority sent something that is not PEM certificates") from None
+        raise CertificateRefused(f"{whence} something that is not PEM certificates") from None
 
 
-def _check_key(leaf: x509.Certificate, request: CertificateRequest) -> None:
-    key = serialization.load_pem_private_key(request.key_pem, password=None)
+def _check_key(leaf: x509.Certificate, key_pem: bytes) -> None:
+    try:
+        key = serialization.load_pem_private_key(key_pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise CertificateRefused("tls.key holds something that is not an unencrypted PEM private key") from None
     if leaf.public_key() != key.public_key():
         raise CertificateRefused("the certificate is for another key than ours")
+
+
+def _identity_in(leaf: x509.Certificate) -> Identity:
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
+        return Identity.parse(uri)
+    except (x509.ExtensionNotFound, ValueError):
+        raise CertificateRefused("tls.crt is not for exactly one SPIFFE identity of a workload") from None
 
 
 def _check_identity(leaf: x509.Certificate, identity: Identity) -> None:
@@ -129,27 +177,34 @@ def _check_identity(leaf: x509.Certificate, identity: Identity) -> None:
 def _check_dates(leaf: x509.Certificate, now: dt.datetime) -> None:
     if leaf.not_valid_before_utc > now + CLOCK_SLACK:
         raise CertificateRefused(
-            f"the certificate begins at {leaf.not_valid_before_utc.isoformat()}, our clock says {now.isoformat()}: "
+            f"the certificate begins at {leaf.not_valid_before_utc.isoformat()} and is not valid until then; "
+            f"the clock of this node says {now.isoformat()}, {_gap(leaf.not_valid_before_utc - now)} earlier: "
             "compare the clocks of this node and the authority"
         )
     if leaf.not_valid_after_utc <= now:
         raise CertificateRefused(
-            f"the certificate ended at {leaf.not_valid_after_utc.isoformat()}, our clock says {now.isoformat()}: "
+            f"the certificate ended at {leaf.not_valid_after_utc.isoformat()}; the clock of this node says "
+            f"{now.isoformat()}, {_gap(now - leaf.not_valid_after_utc)} later: "
             "compare the clocks of this node and the authority"
         )
 
 
+def _gap(apart: dt.timedelta) -> str:
+    return f"{apart.total_seconds():.0f} s"
+
+
 def _check_path(path: list[x509.Certificate], roots: list[x509.Certificate], now: dt.datetime) -> None:
-    """Each certificate is signed by the next, the last by a root; issuers are authorities and valid now."""
-    for child, parent in itertools.pairwise(path):
-        if not _signed(child, parent, now):
+    """Each certificate is signed by the next until one is by a root, or is one; issuers are authorities and valid now.
+    What follows the first that is signed by a root serves peers that trust another root."""
+    for position, certificate in enumerate(path):
+        if any(_signed(certificate, root, now) or (position and certificate == root) for root in roots):
+            return
+        if position + 1 < len(path) and not _signed(certificate, path[position + 1], now):
             raise CertificateRefused(
-                f"{_subject(child)} is not validly signed by {_subject(parent)}, next in the chain"
+                f"{_subject(certificate)} is not validly signed by {_subject(path[position + 1])}, next in the chain"
             )
-    last = path[-1]
-    if not any(last == root or _signed(last, root, now) for root in roots):
-        known = ", ".join(_subject(root) for root in roots)
-        raise CertificateRefused(f"{_subject(last)} leads to no root that the authority sent ({known})")
+    known = ", ".join(_subject(root) for root in roots)
+    raise CertificateRefused(f"{_subject(path[-1])} leads to no root that the authority sent ({known})")
 
 
 def _signed(child: x509.Certificate, parent: x509.Certificate, now: dt.datetime) -> bool:

@@ -7,13 +7,17 @@ import asyncio
 import datetime as dt
 import heapq
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from controlplane.ca.access import NodeTokens, Permissions
-from controlplane.ca.authority import Authority
-from controlplane.ca.service import CertificateServer, CertificateService
+from controlplane.ca.access import ClientCertificates, NodeTokens, Permissions
+from controlplane.ca.announcer import Announcer
+from controlplane.ca.authority import Authority, utc_now
+from controlplane.ca.keeper import RotationKeeper
+from controlplane.ca.service import CertificateServer, CertificateService, TlsListener
+from controlplane.ca.serving import ServerIdentity
 from mesh.model.identity import Identity
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import NodeName, Protocol, Workload, WorkloadUid
@@ -58,7 +62,13 @@ class Ca:
     leaf_ttl_s: float = 24 * 3600
     grace_s: float = 0.0
     permissions: Permissions = field(default_factory=lambda: Permissions(two_nodes()))
+    now: Callable[[], dt.datetime] = utc_now
     server: CertificateServer | None = None
+    ports: tuple[int, ...] = (0, 0)
+    """TLS for tokens, TLS for client certificates; the same again after a restart."""
+    announcer: Announcer = field(init=False)
+    keeper: RotationKeeper = field(init=False)
+    _ticking: asyncio.Future[None] = field(init=False)
 
     @property
     def target(self) -> str:
@@ -69,19 +79,36 @@ class Ca:
         return self.run_dir / "ca" / "root-cert.pem"
 
     async def start(self) -> None:
-        authority = Authority(self.run_dir / "ca", TRUST_DOMAIN, self.leaf_ttl_s)
-        tokens = NodeTokens(self.run_dir / "nodes")
-        service = CertificateService(authority, tokens, self.permissions, self.grace_s)
-        self.server = CertificateServer(service, self.run_dir / "ca.sock")
+        authority = Authority(self.run_dir / "ca", TRUST_DOMAIN, self.leaf_ttl_s, now=self.now)
+        self.announcer = Announcer(authority.bundle_pem())
+        ways = (NodeTokens(self.run_dir / "nodes"), ClientCertificates())
+        service = CertificateService(authority, ways, self.permissions, self.announcer, self.grace_s)
+        ours = Identity(TRUST_DOMAIN, "qanat-system", "controlplane")
+        identity = ServerIdentity(authority, ("localhost", "127.0.0.1"), ours)
+        where = [
+            TlsListener(f"127.0.0.1:{port}", client) for port, client in zip(self.ports, (False, True), strict=True)
+        ]
+        self.server = CertificateServer(service, self.run_dir / "ca.sock", where, identity)
         await self.server.start()
+        self.ports = self.server.ports
+        self.keeper = RotationKeeper(authority, self.announcer, self.permissions, identity)
+        self._ticking = asyncio.ensure_future(self.keeper.run())
 
     async def stop(self) -> None:
         if self.server is not None:
             server, self.server = self.server, None
+            self._ticking.cancel()
+            self.announcer.close()
             await server.stop(0.1)
 
     def client(self, node: str) -> GrpcCaClient:
-        return GrpcCaClient(self.target, self.run_dir / "nodes" / node / "token", timeout_s=5)
+        return GrpcCaClient(self.target, self.token(node), timeout_s=5)
+
+    def tls_client(self, node: str) -> GrpcCaClient:
+        return GrpcCaClient(f"localhost:{self.ports[0]}", self.token(node), timeout_s=5, root_file=self.root_file)
+
+    def token(self, node: str) -> Path:
+        return self.run_dir / "nodes" / node / "token"
 
 
 class VirtualClock:

@@ -51,7 +51,7 @@ def test_leaf_has_the_shape_that_istio_and_envoy_expect(tmp_path: Path) -> None:
     assert leaf.extensions.get_extension_for_class(cx.KeyUsage).value.digital_signature
     assert not leaf.extensions.get_extension_for_class(cx.BasicConstraints).value.ca
     assert len(leaf.subject.rdns) == 0
-    assert leaf.not_valid_before_utc == NOW - dt.timedelta(seconds=60)
+    assert leaf.not_valid_before_utc == NOW - dt.timedelta(minutes=5)
     assert leaf.not_valid_after_utc == NOW + dt.timedelta(days=1)
 
 
@@ -117,7 +117,7 @@ def test_key_files_are_private_and_nothing_else_is_left(tmp_path: Path) -> None:
     authority(tmp_path)
 
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "ca").iterdir()}
-    assert modes == {"root.pem": 0o600, "issuer.pem": 0o600, "root-cert.pem": 0o644}
+    assert modes == {"root.pem": 0o600, "issuer.pem": 0o600, "state.json": 0o600, "root-cert.pem": 0o644}
     assert stat.S_IMODE((tmp_path / "ca").stat().st_mode) == 0o700
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tests.unit.identity.support import CART, TRUST_DOMAIN, WEB, Ca, VirtualCloc
 from ztunnel.identity.client import CaClient, CaError, CaRefused, CaUnavailable
 from ztunnel.identity.clock import Clock
 from ztunnel.identity.manager import CertificateManager, State
+from ztunnel.identity.requesting import RequestingSource
 from ztunnel.identity.slots import Slots, Urgency
 from ztunnel.identity.x509 import IssuedCertificate
 
@@ -31,6 +32,7 @@ class LocalCa:
         self.asked: list[tuple[float, Identity]] = []
         self.failing: CaError | None = None
         self.gate: asyncio.Event | None = None
+        self.announced: asyncio.Queue[bytes] = asyncio.Queue()
         self.open_now = self.open_most = 0
 
     async def sign(self, identity: Identity, csr_pem: str, ttl_s: float) -> tuple[str, ...]:
@@ -46,6 +48,10 @@ class LocalCa:
         finally:
             self.open_now -= 1
 
+    async def bundles(self) -> AsyncGenerator[bytes, None]:
+        while True:
+            yield await self.announced.get()
+
     async def close(self) -> None: ...
 
 
@@ -58,7 +64,11 @@ async def managing(
 ) -> AsyncIterator[tuple[CertificateManager, Ready]]:
     ready: Ready = []
     manager = CertificateManager(
-        ca, lambda identity, issued: ready.append((identity, issued)), clock=clock, jitter=jitter, ttl_s=ttl_s
+        RequestingSource(ca),
+        lambda identity, issued: ready.append((identity, issued)),
+        clock=clock,
+        jitter=jitter,
+        ttl_s=ttl_s,
     )
     running = asyncio.ensure_future(manager.run())
     try:
@@ -85,7 +95,7 @@ async def test_asking_many_times_at_once_fetches_once(local: LocalCa, clock: Vir
 
 
 async def test_what_is_asked_for_before_the_start_is_fetched_at_the_start(local: LocalCa, clock: VirtualClock) -> None:
-    manager = CertificateManager(local, lambda *_: None, clock=clock)
+    manager = CertificateManager(RequestingSource(local), lambda *_: None, clock=clock)
     manager.ensure(WEB)
     assert manager.dump()[0].state is State.INITIALIZING
 
@@ -232,7 +242,7 @@ async def test_certificate_that_the_engine_refuses_is_not_called_valid(local: Lo
     def refuse(identity: Identity, issued: IssuedCertificate) -> None:
         raise ValueError("engine: chain refused")
 
-    manager = CertificateManager(local, refuse, clock=clock)
+    manager = CertificateManager(RequestingSource(local), refuse, clock=clock)
     running = asyncio.ensure_future(manager.run())
 
     with pytest.raises(CaError, match="engine: chain refused"):

@@ -7,7 +7,7 @@ import datetime as dt
 import json
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from tests.unit.node.waiting import eventually
 from ztunnel.app import Ztunnel
 from ztunnel.config import Config
 from ztunnel.dataplane.values import Kind
-from ztunnel.identity.client import CaUnavailable
+from ztunnel.identity.client import CaUnavailable, Change
 from ztunnel.identity.manager import CertificateManager
 from ztunnel.identity.x509 import CertificateInfo, IssuedCertificate
 
@@ -55,8 +55,13 @@ CLIENT = Identity("cluster.local", "shop", "default")
 class NoCa:
     """An authority that is away."""
 
-    async def sign(self, identity: Identity, csr_pem: str, ttl_s: float) -> tuple[str, ...]:
+    async def obtain(self, identity: Identity, ttl_s: float, now: dt.datetime) -> IssuedCertificate:
         raise CaUnavailable("nobody there")
+
+    async def changes(self) -> AsyncGenerator[Change, None]:
+        nothing: tuple[Change, ...] = ()
+        for change in nothing:
+            yield change
 
     async def close(self) -> None:
         return
