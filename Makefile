@@ -40,6 +40,11 @@ test-bpf: ## kernel programs on this kernel
 test-netns: ## whole meshes of network namespaces
 test-interop: ## against a stock Envoy
 
+.PHONY: test-k8s
+test-k8s: build ## against a real Kubernetes API server (compiled once, from Go modules; about 12 minutes)
+	@tools/k8s.sh
+	@$(PY) tools/tiers.py k8s
+
 .PHONY: lint
 lint: venv ## ruff, mypy --strict, import contracts, clang-format
 	@tools/lint.sh

@@ -38,6 +38,7 @@ TIERS = {
         Tier("bpf", 240),
         Tier("netns", 660),
         Tier("interop", 600),
+        Tier("k8s", 600),
     )
 }
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,35 +18,9 @@ from mesh.sources import SourceUpdate
 from mesh.sources.files import FileSource
 from mesh.sources.kubernetes import KubernetesSource, reflector
 from mesh.sources.kubernetes.api import Api, ApiError
+from tests.k8s.following import Follower, following
 from tests.unit.kubernetes.api_server import ApiServer, serving, status
 from tests.unit.mesh.builders import endpoint_slice, namespace, pod, ready, service, write
-
-DEADLINE_S = 20.0
-
-
-class Follower:
-    """Reads updates and keeps the last."""
-
-    def __init__(self, source: KubernetesSource) -> None:
-        self.source = source
-        self.updates: list[SourceUpdate] = []
-        self._arrived = asyncio.Condition()
-
-    async def run(self) -> None:
-        async with aclosing(self.source.watch()) as updates:
-            async for update in updates:
-                async with self._arrived:
-                    self.updates.append(update)
-                    self._arrived.notify_all()
-
-    async def until(self, holds: Callable[[SourceUpdate], bool]) -> SourceUpdate:
-        try:
-            async with asyncio.timeout(DEADLINE_S), self._arrived:
-                await self._arrived.wait_for(lambda: self.updates and holds(self.updates[-1]))
-        except TimeoutError:
-            last = self.updates[-1] if self.updates else None
-            raise AssertionError(f"not in {DEADLINE_S} s; last: {last}; {self.source.status()}") from None
-        return self.updates[-1]
 
 
 @pytest.fixture
@@ -62,11 +35,8 @@ async def server() -> ApiServer:
 async def follower(server: ApiServer, tmp_path: Path) -> AsyncIterator[Follower]:
     async with serving(server, tmp_path) as kubeconfig:
         api = Api.connect(kubeconfig)
-        found = Follower(KubernetesSource(api, TranslateSettings()))
-        task = asyncio.create_task(found.run())
-        yield found
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        async with following(KubernetesSource(api, TranslateSettings())) as found:
+            yield found
         await api.close()
 
 
