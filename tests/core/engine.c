@@ -45,6 +45,7 @@ static EVP_PKEY *ca_key;
 static X509 *ca_cert;
 static char roots_pem[4096];
 static _Atomic bool stop;
+static _Atomic long hostile_serial; /* of the certificate that hostile() means well with: revoked now and then */
 
 static void pause_ms(int ms)
 {
@@ -187,12 +188,55 @@ static SSL_CTX *peer_context(const char *id)
 		EVP_PKEY *key = EVP_EC_gen("P-256");
 		X509 *x = make_cert(key, id, ca_key, ca_cert, -60, 3600);
 
+		if (!strcmp(id, CLIENT_ID))
+			hostile_serial = ASN1_INTEGER_get(X509_get0_serialNumber(x));
 		SSL_CTX_use_certificate(ctx, x);
 		SSL_CTX_use_PrivateKey(ctx, key);
 		X509_free(x);
 		EVP_PKEY_free(key);
 	}
 	return ctx;
+}
+
+/* A list of `fill` strangers and, where asked for, one serial that somebody has. */
+static void revoke_some(struct zt_core *core, long serial, int fill)
+{
+	struct zt_revocation_info info;
+	X509_CRL *crl = X509_CRL_new();
+	ASN1_TIME *now = X509_gmtime_adj(NULL, 0);
+	char pem[65536], err[256] = "";
+	BIO *bio = BIO_new(BIO_s_mem());
+	int n;
+
+	X509_CRL_set_version(crl, 1);
+	X509_CRL_set_issuer_name(crl, X509_get_subject_name(ca_cert));
+	X509_CRL_set1_lastUpdate(crl, now);
+	for (int i = 0; i < fill + (serial > 0); i++) {
+		X509_REVOKED *row = X509_REVOKED_new();
+		ASN1_INTEGER *number = ASN1_INTEGER_new();
+
+		ASN1_INTEGER_set(number, i < fill ? 1000000 + i : serial);
+		X509_REVOKED_set_serialNumber(row, number);
+		X509_REVOKED_set_revocationDate(row, now);
+		X509_CRL_add0_revoked(crl, row);
+		ASN1_INTEGER_free(number);
+	}
+	CHECK(X509_CRL_sign(crl, ca_key, EVP_sha256()));
+	CHECK(PEM_write_bio_X509_CRL(bio, crl));
+	n = BIO_read(bio, pem, sizeof(pem) - 1);
+	CHECK(n > 0);
+	if (zt_revocations_apply(core, (struct zt_str){ pem, (size_t)n }, str(roots_pem), str(""), &info, err,
+				 sizeof(err))) {
+		fprintf(stderr, "revocations: %s\n", err);
+		exit(1);
+	}
+	CHECK(info.lists == 1 && info.serials == (uint64_t)(fill + (serial > 0)));
+	CHECK(zt_revocations_apply(core, (struct zt_str){ pem, (size_t)n / 2 }, str(roots_pem), str(""), &info, err,
+				   sizeof(err)) == -ZT_ETLS);
+	CHECK(zt_revocations_find(core, str(roots_pem), err, sizeof(err)) == 0);
+	BIO_free(bio);
+	ASN1_TIME_free(now);
+	X509_CRL_free(crl);
 }
 
 /* --- the application: 'r' resets, 'c' closes, anything else is echoed --------------------------------------------- */
@@ -522,6 +566,8 @@ static void churn(void)
 			give(client, CLIENT_ID);
 		if (i % 7 == 0)
 			give(server, SERVER_ID);
+		if (i % 4 == 0)
+			revoke_some(server, i % 8 ? atomic_load(&hostile_serial) : 0, i % 30);
 		if (i % 11 == 0) {
 			add_pod(server, 100, "127.88.0.77", SERVER_ID, listen_at("127.88.0.77", 0, NULL), 15006);
 			CHECK(!zt_pod_del(server, 100, (uint32_t)(i % 2 * 50)));

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "engine.h"
+#include "revocation.h"
 #include "syn.h"
 
 #define MAX_WORKERS 64
@@ -150,8 +151,7 @@ int zt_core_start(struct zt_core *core)
 	return 0;
 }
 
-/* Tell every worker; `fill` gives the message its references. All or none. */
-static int tell_all(struct zt_core *core, const struct zt_msg *proto)
+int zt_core_tell(struct zt_core *core, const struct zt_msg *proto)
 {
 	struct zt_msg **all = calloc(core->n_workers, sizeof(struct zt_msg *));
 
@@ -170,6 +170,7 @@ static int tell_all(struct zt_core *core, const struct zt_msg *proto)
 		*all[i] = *proto;
 		zt_tableset_get(proto->tables);
 		zt_identity_get(proto->identity);
+		zt_revocations_get(proto->revocations);
 		zt_name_get(proto->name);
 		if (proto->pod)
 			atomic_fetch_add_explicit(&proto->pod->refs, 1, memory_order_relaxed);
@@ -214,6 +215,7 @@ void zt_core_free(struct zt_core *core)
 		zt_name_put(core->domains[i]);
 	free(core->domains);
 	free(core->pods);
+	zt_revocations_put(core->revocations);
 	nghttp2_session_callbacks_del(core->client_cbs);
 	nghttp2_session_callbacks_del(core->server_cbs);
 	BIO_meth_free(core->bio);
@@ -277,7 +279,7 @@ int zt_identity_put(struct zt_core *core, struct zt_str id, struct zt_str chain_
 	ret = zt_identity_new(core, id, chain_pem, key_pem, roots_pem, &m.identity, err, err_cap);
 	if (ret)
 		return ret;
-	ret = tell_all(core, &m);
+	ret = zt_core_tell(core, &m);
 	zt_identity_put_ref(m.identity);
 	return ret;
 }
@@ -289,7 +291,7 @@ int zt_identity_del(struct zt_core *core, struct zt_str id)
 
 	if (!m.name)
 		return id.len ? -ZT_ENOMEM : -ZT_EINVAL;
-	ret = core->stopped ? -ZT_ESTATE : tell_all(core, &m);
+	ret = core->stopped ? -ZT_ESTATE : zt_core_tell(core, &m);
 	zt_name_put(m.name);
 	return ret;
 }
@@ -306,7 +308,7 @@ int zt_tables_apply(struct zt_core *core, const struct zt_tables *tables, char *
 	ret = zt_tableset_new(tables, &m.tables, err, err_cap);
 	if (ret)
 		return ret;
-	ret = tell_all(core, &m);
+	ret = zt_core_tell(core, &m);
 	if (!ret)
 		core->epoch = tables->epoch;
 	zt_tableset_put(m.tables);
@@ -482,7 +484,7 @@ int zt_pod_add(struct zt_core *core, const struct zt_pod_spec *s)
 		return -ZT_ENOMEM;
 	take_sockets(core, m.pod, s);
 	m.pod->netns_fd = s->netns_fd;
-	ret = tell_all(core, &m);
+	ret = zt_core_tell(core, &m);
 	if (ret) { /* the caller keeps its descriptors */
 		m.pod->netns_fd = m.pod->replay[0] = m.pod->replay[1] = -1;
 		zt_pod_put(m.pod);
@@ -503,7 +505,7 @@ int zt_pod_del(struct zt_core *core, uint64_t id, uint32_t drain_ms)
 		return -ZT_ESTATE;
 	if (!pod_known(core, id, &at))
 		return -ZT_ENOENT;
-	ret = tell_all(core, &m);
+	ret = zt_core_tell(core, &m);
 	if (!ret)
 		core->pods[at] = core->pods[--core->n_pods];
 	return ret;
@@ -516,7 +518,7 @@ int zt_core_drain(struct zt_core *core, uint32_t deadline_ms)
 	if (core->stopped)
 		return -ZT_ESTATE;
 	atomic_store(&core->draining, true);
-	return tell_all(core, &m);
+	return zt_core_tell(core, &m);
 }
 
 int zt_event_fd(const struct zt_core *core)
@@ -560,7 +562,7 @@ int zt_connections(struct zt_core *core, struct zt_event *buf, size_t cap)
 	l->cap = cap;
 	l->missing = core->n_workers;
 	m.listing = l;
-	if (tell_all(core, &m)) {
+	if (zt_core_tell(core, &m)) {
 		zt_listing_put(l);
 		return -ZT_ENOMEM;
 	}

@@ -400,16 +400,19 @@ enum zt_msg_kind {
 	ZT_M_DRAIN,
 	ZT_M_LIST,
 	ZT_M_POLICIES,
+	ZT_M_REVOCATIONS,
 	ZT_M_CLIENT, /* another worker accepted a socket that this one awaits */
 };
 
 struct zt_listing;
+struct zt_revocations;
 
 struct zt_msg {
 	struct zt_msg *next;
 	enum zt_msg_kind kind;
 	struct zt_tableset *tables;
 	struct zt_policyset *policies;
+	struct zt_revocations *revocations;
 	struct zt_identity *identity;
 	struct zt_name *name;
 	struct zt_pod *pod;
@@ -503,8 +506,9 @@ struct zt_worker {
 	struct zt_msg *mail_first, *mail_last;
 
 	struct zt_tableset *tables;
-	struct zt_policyset *policies; /* NULL = none were ever applied */
-	struct zt_map identities;      /* zt_wanted by name */
+	struct zt_policyset *policies;      /* NULL = none were ever applied */
+	struct zt_revocations *revocations; /* NULL likewise */
+	struct zt_map identities;           /* zt_wanted by name */
 	struct zt_map pods;
 	struct zt_map loads;
 	struct zt_list dirty, todo, dead_conns, dead_tunnels, dead_listeners, dead_pods;
@@ -534,6 +538,8 @@ int zt_worker_start(struct zt_worker *w);
 void zt_worker_free(struct zt_worker *w);
 void zt_worker_post(struct zt_worker *w, struct zt_msg *msg);
 void zt_msg_free(struct zt_msg *msg);
+/* A message like `proto` to every worker, each with references of its own, or to none. */
+int zt_core_tell(struct zt_core *core, const struct zt_msg *proto);
 uint64_t zt_random(struct zt_worker *w);
 struct zt_wanted *zt_worker_wanted(struct zt_worker *w, struct zt_name *name); /* made when missing; NULL = no memory */
 struct zt_identity *zt_worker_identity(struct zt_worker *w, struct zt_name *name); /* borrowed; NULL = not here */
@@ -553,6 +559,7 @@ struct zt_core {
 	int sys_errno;
 	uint64_t epoch;
 	uint64_t policy_epoch;
+	struct zt_revocations *revocations; /* in force */
 	uint64_t generation;
 	uint64_t *pods; /* ids in use */
 	size_t n_pods, cap_pods;

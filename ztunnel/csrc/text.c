@@ -49,6 +49,8 @@ const char *zt_reason_name(int reason)
 		[ZT_R_SHUTDOWN] = "shutdown",
 		[ZT_R_INTERNAL] = "internal",
 		[ZT_R_IDLE] = "idle",
+		[ZT_R_CERT_REVOKED] = "certificate revoked",
+		[ZT_R_CERT_UNCHECKED] = "revocations not known",
 	};
 
 	return reason >= 0 && (size_t)reason < ZT_COUNT(names) ? names[reason] : "unknown";

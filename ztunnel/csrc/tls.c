@@ -3,16 +3,18 @@
  * (zt_tls_bio_method), never through sockets: one recv() feeds many records and many records leave in one send().
  */
 #include <openssl/err.h>
-#include <openssl/pem.h>
 #include <openssl/x509v3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "certs.h"
 #include "engine.h"
+#include "revocation.h"
 
 #define PEM_MAX (1u << 20)
 #define CHAIN_MAX 16
+#define ROOTS_MAX 1024
 #define SPIFFE_MAX 255 /* zt_event has 256 */
 
 /* AES-128 first: a third faster than AES-256 and what this engine's own pairs agree on; peers may insist on 256. */
@@ -138,7 +140,8 @@ static bool client_allowed(const struct zt_core *core, const struct zt_name *id)
 	return false;
 }
 
-/* OpenSSL's own verification first (chain, dates, usage), then who it is. */
+/* OpenSSL's own verification first (chain, dates, usage), then whether it is revoked, then who it is. A refusal's
+ * words are left in t->detail. */
 static int verify(X509_STORE_CTX *ctx, void *arg)
 {
 	SSL *ssl = X509_STORE_CTX_get_ex_data(ctx, SSL_get_ex_data_X509_STORE_CTX_idx());
@@ -148,8 +151,15 @@ static int verify(X509_STORE_CTX *ctx, void *arg)
 	bool allowed;
 
 	(void)arg;
-	if (ok <= 0)
+	if (ok <= 0) {
+		zt_verify_text(ctx, t->detail, sizeof(t->detail));
 		return 0;
+	}
+	if (zt_revocations_judge(t->w->revocations, X509_STORE_CTX_get0_chain(ctx), t->detail, sizeof(t->detail))) {
+		X509_STORE_CTX_set_error(ctx, zt_revocations_closed(t->w->revocations) ? X509_V_ERR_UNABLE_TO_GET_CRL
+										       : X509_V_ERR_CERT_REVOKED);
+		return 0;
+	}
 	id = zt_tls_peer_identity(X509_STORE_CTX_get0_cert(ctx));
 	allowed = t->server ? client_allowed(t->w->core, id) : zt_name_equal(id, t->pool->identity);
 	if (!allowed) {
@@ -226,87 +236,45 @@ fail:
 }
 
 /* Certificates and keys live in the core's library context, as all that works with them. */
-static STACK_OF(X509) * read_certs(const struct zt_core *core, struct zt_str pem)
-{
-	BIO *bio = BIO_new_mem_buf(pem.ptr, (int)pem.len);
-	STACK_OF(X509) *certs = sk_X509_new_null();
-
-	while (bio && certs && sk_X509_num(certs) < 1024) {
-		X509 *x = X509_new_ex(zt_aead_libctx(core->aead), NULL);
-
-		/* On failure PEM_read_bio_X509() has freed it, or not touched it: it says which through the pointer. */
-		if (!x || !PEM_read_bio_X509(bio, &x, NULL, NULL) || !sk_X509_push(certs, x)) {
-			X509_free(x);
-			break;
-		}
-	}
-	BIO_free(bio);
-	ERR_clear_error(); /* "no more PEM" */
-	return certs;
-}
-
-static int no_password(char *buf, int size, int rwflag, void *arg)
-{
-	(void)buf;
-	(void)size;
-	(void)rwflag;
-	(void)arg;
-	return -1;
-}
-
 int zt_identity_new(struct zt_core *core, struct zt_str id, struct zt_str chain_pem, struct zt_str key_pem,
 		    struct zt_str roots_pem, struct zt_identity **out, char *err, size_t err_cap)
 {
+	OSSL_LIB_CTX *lib = zt_aead_libctx(core->aead);
 	STACK_OF(X509) *chain = NULL, *roots = NULL;
 	X509_STORE *store = NULL;
 	EVP_PKEY *key = NULL;
 	struct zt_identity *ident = NULL;
-	struct zt_name *san = NULL;
-	BIO *bio = NULL;
 	int ret = -ZT_ETLS;
 
 	if (!id.len || id.len > SPIFFE_MAX || chain_pem.len > PEM_MAX || key_pem.len > PEM_MAX ||
 	    roots_pem.len > PEM_MAX)
 		return -ZT_EINVAL;
-	chain = read_certs(core, chain_pem);
-	roots = read_certs(core, roots_pem);
-	bio = BIO_new_mem_buf(key_pem.ptr, (int)key_pem.len);
-	key = bio ? PEM_read_bio_PrivateKey_ex(bio, NULL, no_password, NULL, zt_aead_libctx(core->aead), NULL) : NULL;
-	store = X509_STORE_new();
-	if (!sk_X509_num(chain) || sk_X509_num(chain) > CHAIN_MAX) {
-		fail_text(err, err_cap, "no certificate in the chain, or too many");
+	chain = zt_certs_read(lib, chain_pem, CHAIN_MAX, "certificate chain", err, err_cap);
+	if (!chain)
+		return -ZT_ETLS;
+	roots = zt_certs_read(lib, roots_pem, ROOTS_MAX, "root certificates", err, err_cap);
+	key = roots ? zt_key_read(lib, key_pem, err, err_cap) : NULL;
+	if (!key)
 		goto done;
-	}
-	if (!key) {
-		fail_text(err, err_cap, "private key not readable");
-		goto done;
-	}
-	if (!store || sk_X509_num(roots) < 1) {
-		fail_text(err, err_cap, "no root certificate");
-		goto done;
-	}
-	for (int i = 0; i < sk_X509_num(roots); i++)
-		if (X509_STORE_add_cert(store, sk_X509_value(roots, i)) != 1) {
-			fail_text(err, err_cap, "root certificate refused");
-			goto done;
-		}
-	san = zt_tls_peer_identity(sk_X509_value(chain, 0));
-	if (!zt_name_is(san, id.ptr, id.len)) {
-		fail_text(err, err_cap, "the certificate is for another identity");
-		goto done;
-	}
-	ident = calloc(1, sizeof(*ident));
-	if (!ident) {
+	store = zt_certs_store(roots);
+	if (!store) {
 		ret = -ZT_ENOMEM;
 		goto done;
 	}
+	ret = zt_chain_check(id, chain, key, store, err, err_cap);
+	if (ret)
+		goto done;
+	ret = -ZT_ENOMEM;
+	ident = calloc(1, sizeof(*ident));
+	if (!ident)
+		goto done;
 	atomic_init(&ident->refs, 1);
 	ident->generation = ++core->generation;
-	ident->name = zt_name_get(san);
+	ident->name = zt_name_new(id.ptr, id.len);
 	ident->client = context(core, false, chain, key, store);
 	ident->server = context(core, true, chain, key, store);
-	if (!ident->client || !ident->server) {
-		fail_text(err, err_cap, "certificate and key refused");
+	if (!ident->name || !ident->client || !ident->server) {
+		ret = fail_text(err, err_cap, "certificate and key refused");
 		zt_identity_put_ref(ident);
 		goto done;
 	}
@@ -314,10 +282,8 @@ int zt_identity_new(struct zt_core *core, struct zt_str id, struct zt_str chain_
 	ret = 0;
 
 done:
-	zt_name_put(san);
 	X509_STORE_free(store);
 	EVP_PKEY_free(key);
-	BIO_free(bio);
 	sk_X509_pop_free(chain, X509_free);
 	sk_X509_pop_free(roots, X509_free);
 	return ret;
@@ -370,6 +336,10 @@ static enum zt_reason verify_reason(long v)
 		return ZT_R_CERT_NOT_YET;
 	case X509_V_ERR_APPLICATION_VERIFICATION:
 		return ZT_R_IDENTITY;
+	case X509_V_ERR_CERT_REVOKED:
+		return ZT_R_CERT_REVOKED;
+	case X509_V_ERR_UNABLE_TO_GET_CRL:
+		return ZT_R_CERT_UNCHECKED;
 	default:
 		return ZT_R_CERT_UNTRUSTED;
 	}
@@ -394,6 +364,8 @@ static enum zt_reason library_reason(int code)
 		return ZT_R_NOT_TLS;
 	case SSL_R_SSLV3_ALERT_CERTIFICATE_EXPIRED:
 		return ZT_R_CERT_EXPIRED;
+	case SSL_R_SSLV3_ALERT_CERTIFICATE_REVOKED:
+		return ZT_R_CERT_REVOKED;
 	case SSL_R_TLSV1_ALERT_UNKNOWN_CA:
 		return ZT_R_CERT_UNTRUSTED;
 	default:
@@ -408,14 +380,11 @@ enum zt_reason zt_tls_reason(struct zt_tunnel *t)
 	enum zt_reason r = e ? library_reason(ERR_GET_REASON(e)) : ZT_R_TLS;
 	const char *text = e ? ERR_reason_error_string(e) : NULL;
 
-	if (v != X509_V_OK && (!e || ERR_GET_REASON(e) == SSL_R_CERTIFICATE_VERIFY_FAILED)) {
-		r = verify_reason(v);
-		if (r != ZT_R_IDENTITY) /* verify() has said who it was */
-			text = X509_verify_cert_error_string(v);
-		else
-			text = NULL;
-	}
-	if (text)
+	if (v != X509_V_OK && (!e || ERR_GET_REASON(e) == SSL_R_CERTIFICATE_VERIFY_FAILED))
+		r = verify_reason(v); /* verify() has left its words */
+	else if (text && ERR_GET_REASON(e) >= SSL_AD_REASON_OFFSET)
+		snprintf(t->detail, sizeof(t->detail), "the peer sent: %.100s", text);
+	else if (text)
 		snprintf(t->detail, sizeof(t->detail), "%.100s", text);
 	ERR_clear_error();
 	return r;

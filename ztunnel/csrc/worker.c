@@ -13,6 +13,7 @@
 
 #include "engine.h"
 #include "policy.h"
+#include "revocation.h"
 
 #define SPARE_BUFS 256 /* 4 MiB a worker at most; given back when nothing is buffered */
 
@@ -177,6 +178,7 @@ void zt_msg_free(struct zt_msg *m)
 {
 	zt_tableset_put(m->tables);
 	zt_policyset_put(m->policies);
+	zt_revocations_put(m->revocations);
 	zt_identity_put_ref(m->identity);
 	zt_name_put(m->name);
 	if (m->pod)
@@ -204,6 +206,10 @@ static void obey(struct zt_worker *w, struct zt_msg *m)
 	case ZT_M_POLICIES:
 		zt_worker_policies(w, m->policies);
 		m->policies = NULL;
+		break;
+	case ZT_M_REVOCATIONS:
+		zt_worker_revocations(w, m->revocations);
+		m->revocations = NULL;
 		break;
 	case ZT_M_IDENTITY:
 		put_identity(w, m->identity);
@@ -371,6 +377,8 @@ static void clean_up(struct zt_worker *w)
 	w->tables = NULL;
 	zt_policyset_put(w->policies);
 	w->policies = NULL;
+	zt_revocations_put(w->revocations);
+	w->revocations = NULL;
 	zt_bufpool_free(&w->bufs);
 }
 

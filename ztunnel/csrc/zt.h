@@ -87,11 +87,40 @@ const char *zt_reason_name(int reason);
 /* --- identities ------------------------------------------------------------------------------------------------
  * `id` is a SPIFFE URI. Chain: PEM, leaf first. Key: PKCS#8 PEM. Roots: PEM bundle. Replaces an earlier
  * certificate of the same identity for new handshakes; open tunnels go on, pooled client tunnels of the old
- * certificate take no new streams. Connections waiting for it proceed. On refusal `err` (may be NULL) gets text.
+ * certificate take no new streams. Connections waiting for it proceed. Refused (ZT_ETLS, the earlier one stays): what
+ * no peer would accept, by name in `err` (may be NULL): damaged PEM, a key of another certificate, more than one key,
+ * another identity, none or several URI names, a chain that is broken or ends at no root of the bundle, dates, key
+ * usage, a CA bit on the leaf, weak keys.
  */
 int zt_identity_put(struct zt_core *core, struct zt_str id, struct zt_str chain_pem, struct zt_str key_pem,
 		    struct zt_str roots_pem, char *err, size_t err_cap);
 int zt_identity_del(struct zt_core *core, struct zt_str id);
+
+/* --- revocation --------------------------------------------------------------------------------------------------
+ * Which certificates count no more, for clients and servers: leaves and the issuers between them and the root. New
+ * handshakes are refused and open tunnels that were proven with one are cut with their streams, within a turn of their
+ * worker (ZT_R_CERT_REVOKED); others are not touched.
+ *
+ * `lists`: X.509 CRLs, PEM (any number, with the certificates of who signed them among them) or one in DER. `roots`:
+ * PEM bundle; `issuers`: PEM, more certificates that may have signed, e.g. those of our own chains; may be empty.
+ * A list must be signed by a certificate that may sign lists and leads to one of the roots.
+ * All or nothing, so that nobody gets more access by a bad file: unreadable, unsigned, partial (delta, by distribution
+ * point), from the future, or older than the list of that issuer in force is ZT_ETLS with text, and what was in force
+ * stays. The list of an issuer that the new text does not mention stays too. A list past its own next update is
+ * enforced all the same; `out` says so.
+ */
+struct zt_revocation_info {
+	uint64_t lists; /* in force */
+	uint64_t serials;
+	int64_t next_update_unix_s; /* the earliest of this text's; 0 = none of them says */
+};
+int zt_revocations_apply(struct zt_core *core, struct zt_str lists, struct zt_str roots, struct zt_str issuers,
+			 struct zt_revocation_info *out, char *err, size_t err_cap);
+/* Accept nobody's certificate until a list was applied (ZT_R_CERT_UNCHECKED): there is one, and it cannot be read. Does
+ * nothing where one is in force. */
+int zt_revocations_close(struct zt_core *core);
+/* Is a certificate of this PEM chain revoked by what is in force? 1 with `text` saying which, 0, or negative. */
+int zt_revocations_find(struct zt_core *core, struct zt_str chain_pem, char *text, size_t cap);
 
 /* --- tables: all the engine looks up while forwarding; replaced whole, never edited -------------------------- */
 enum zt_protocol {
@@ -210,6 +239,8 @@ enum zt_reason {
 	ZT_R_SHUTDOWN = 30,
 	ZT_R_INTERNAL = 31, /* out of memory, out of descriptors; detail */
 	ZT_R_IDLE = 32,
+	ZT_R_CERT_REVOKED = 33,
+	ZT_R_CERT_UNCHECKED = 34, /* revocations are wanted and not known */
 	ZT_R_MAX = 64,
 };
 struct zt_event {

@@ -30,11 +30,12 @@ from ztunnel.dataplane.values import (
     Path,
     PodSpec,
     Reason,
+    Revocations,
     Tables,
 )
 
 EVENT_BATCH = 256
-ERROR_TEXT = 256
+ERROR_TEXT = 512
 
 
 class _Lib(Protocol):
@@ -52,6 +53,9 @@ class _Lib(Protocol):
     zt_reason_name: Callable[[int], Any]
     zt_identity_put: Callable[[Any, Any, Any, Any, Any, Any, int], int]
     zt_identity_del: Callable[[Any, Any], int]
+    zt_revocations_apply: Callable[[Any, Any, Any, Any, Any, Any, int], int]
+    zt_revocations_close: Callable[[Any], int]
+    zt_revocations_find: Callable[[Any, Any, Any, int], int]
     zt_tables_apply: Callable[[Any, Any, Any, int], int]
     zt_pod_add: Callable[[Any, Any], int]
     zt_pod_del: Callable[[Any, int, int], int]
@@ -75,7 +79,7 @@ ffi: Any = _zt.ffi
 # Lazy types are not safe to build on two threads at once (cffi #271): build all of them here, on the importing thread.
 for _name in ("config", "addr", "str", "event", "counters", "tables", "workload_row", "endpoint_row", "service_row"):
     ffi.sizeof(f"struct zt_{_name}")
-for _name in ("pod_spec", "listener_spec", *POLICY_STRUCTS):
+for _name in ("pod_spec", "listener_spec", "revocation_info", *POLICY_STRUCTS):
     ffi.sizeof(f"struct zt_{_name}")
 
 
@@ -344,6 +348,27 @@ class Core:
 
     def del_identity(self, id: str) -> None:
         self._check(lib.zt_identity_del(self._handle(), _Arena().string(id)))
+
+    def apply_revocations(self, lists: bytes, roots: bytes, issuers: bytes = b"") -> Revocations:
+        """CRLs, PEM or one in DER; `roots` and `issuers`: PEM of who may have signed them. Cuts what they revoke.
+        Raises CertificateRefused with the cause; what was in force stays."""
+        arena = _Arena()
+        info = ffi.new("struct zt_revocation_info *")
+        err = ffi.new("char[]", ERROR_TEXT)
+        text, pem_roots, pem_issuers = (arena.string(part) for part in (lists, roots, issuers))
+        self._check(lib.zt_revocations_apply(self._handle(), text, pem_roots, pem_issuers, info, err, ERROR_TEXT), err)
+        return Revocations(info.lists, info.serials, info.next_update_unix_s)
+
+    def close_revocations(self) -> None:
+        """Accept nobody until a list was applied; nothing where one is in force."""
+        self._check(lib.zt_revocations_close(self._handle()))
+
+    def find_revoked(self, chain: bytes) -> str:
+        """Which certificate of a PEM chain is revoked; empty = none."""
+        text = ffi.new("char[]", ERROR_TEXT)
+        found = lib.zt_revocations_find(self._handle(), _Arena().string(chain), text, ERROR_TEXT)
+        self._check(min(found, 0), text)
+        return _text(text) if found else ""
 
     def apply(self, tables: Tables) -> None:
         """Raises StaleTables, or InvalidArgument naming the row; the old tables stay."""

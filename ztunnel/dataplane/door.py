@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ztunnel.dataplane.policy_rows import PolicyTables
-from ztunnel.dataplane.values import Counters, Event, PodSpec, Tables
+from ztunnel.dataplane.values import Counters, Event, PodSpec, Revocations, Tables
 
 
 class Engine(Protocol):
@@ -26,6 +26,12 @@ class Engine(Protocol):
     def put_identity(self, id: str, chain: bytes, key: bytes, roots: bytes) -> None: ...
 
     def del_identity(self, id: str) -> None: ...
+
+    def apply_revocations(self, lists: bytes, roots: bytes, issuers: bytes = b"") -> Revocations: ...
+
+    def close_revocations(self) -> None: ...
+
+    def find_revoked(self, chain: bytes) -> str: ...
 
     def apply(self, tables: Tables) -> None: ...
 

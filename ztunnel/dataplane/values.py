@@ -167,6 +167,18 @@ class Reason(IntEnum):
     SHUTDOWN = 30
     INTERNAL = 31
     IDLE = 32
+    CERT_REVOKED = 33
+    CERT_UNCHECKED = 34
+
+
+@dataclass(frozen=True, slots=True)
+class Revocations:
+    """What is in force. `next_update_s`: the earliest moment at which a list should have been followed by another,
+    seconds since 1970; 0 = none says."""
+
+    lists: int
+    serials: int
+    next_update_s: int
 
 
 class Event(NamedTuple):
