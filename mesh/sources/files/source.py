@@ -10,24 +10,17 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
-from watchfiles import awatch
-
 from mesh.kube.assemble import Assembler
 from mesh.kube.objects import KubeObject, ObjectRef, PodObject, ServiceObject
 from mesh.kube.settings import Labels, TranslateSettings
 from mesh.model.snapshot import MeshSnapshot, diff
 from mesh.sources import SourceError, SourceUpdate
+from mesh.sources.files.changes import changes
 from mesh.sources.files.reader import Entry, FileContent, Signature, UnreadableFile, read_file, signature_of
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".yaml", ".yml")
-STEP_MS = 50
-"""A burst of changes is over when nothing happened for this long..."""
-DEBOUNCE_MS = 500
-"""...or has lasted this long."""
-RECHECK_S = 1.0
-"""Looked at anyway this often: directories that are not there yet, links to places that are not watched."""
 
 
 class _File:
@@ -105,8 +98,8 @@ class FileSource:
             yield self._last
         while True:
             watched = self._present()
-            async with aclosing(_changes(tuple(watched))) as changes:
-                async for _ in changes:
+            async with aclosing(changes(tuple(watched))) as bursts:
+                async for _ in bursts:
                     if await asyncio.to_thread(self._refresh):
                         yield self._last
                     if self._present() != watched:
@@ -233,25 +226,3 @@ def _overlaid(base: KubeObject, overlay: KubeObject) -> KubeObject:
             return replace(base, cluster_ips=overlay.cluster_ips, headless=overlay.headless)
         case _:
             return base
-
-
-async def _changes(directories: tuple[Path, ...]) -> AsyncGenerator[None, None]:
-    """Yields after each burst of changes, and every RECHECK_S in any case."""
-    if directories:
-        bursts = awatch(
-            *directories,
-            watch_filter=None,
-            debounce=DEBOUNCE_MS,
-            step=STEP_MS,
-            rust_timeout=int(RECHECK_S * 1000),
-            yield_on_timeout=True,
-            recursive=False,
-        )
-        try:
-            async with aclosing(bursts):
-                async for _ in bursts:
-                    yield
-        except (OSError, RuntimeError) as error:  # a directory vanished meanwhile, or inotify has no room
-            log.warning("cannot watch, looking every second instead", extra={"error": str(error)})
-    await asyncio.sleep(RECHECK_S)
-    yield
