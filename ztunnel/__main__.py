@@ -46,6 +46,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--trust-domain", default="cluster.local", envvar=["QANAT_TRUST_DOMAIN", "TRUST_DOMAIN"])
 @click.option("--trust-domain-alias", "aliases", multiple=True, help="Also accepted from clients; repeatable.")
 @click.option("--ttl", "ttl_s", default=86_400, help="Certificate lifetime asked for, seconds.")
+@click.option("--crl", help="File of certificate revocation lists, followed; default <run dir>/.../crl.pem; none = no.")
 @click.option("--admin-address", default="127.0.0.1:15000", help="Admin; empty = Unix socket only.")
 @click.option("--metrics-address", default="0.0.0.0:15020", help="Metrics; empty = none.")
 @click.option("--ready-address", default="0.0.0.0:15021", help="Readiness; empty = none.")
@@ -76,6 +77,7 @@ def main(
     trust_domain: str,
     aliases: tuple[str, ...],
     ttl_s: int,
+    crl: str | None,
     admin_address: str,
     metrics_address: str,
     ready_address: str,
@@ -111,6 +113,7 @@ def main(
         trust_domain=trust_domain,
         trust_domain_aliases=aliases,
         ttl_s=ttl_s,
+        crl=None if crl == "none" else Path(crl) if crl else mesh_dir / "crl.pem",
         admin_address=admin_address,
         metrics_address=metrics_address,
         ready_address=ready_address,

@@ -23,6 +23,7 @@ from ztunnel.dataplane.names import Names
 from ztunnel.dataplane.values import Event, Kind
 from ztunnel.identity.client import CertificateSource
 from ztunnel.identity.manager import CertificateManager, State
+from ztunnel.identity.revocation import RevocationFeed
 from ztunnel.identity.slots import Urgency
 from ztunnel.identity.x509 import IssuedCertificate
 from ztunnel.inpod import LocalPods, ZdsClient
@@ -46,6 +47,11 @@ class Ztunnel:
         self._started = time.monotonic()
         names = Names(MeshSnapshot.build(0))
         self.certificates_manager = CertificateManager(ca, self._on_certificate, ttl_s=config.ttl_s)
+        self.revocations = (
+            None
+            if config.crl is None
+            else RevocationFeed(engine, config.crl, config.crl_copy, on_applied=self._renew_revoked)
+        )
         self.pods = LocalPods(engine, cluster=config.cluster, trust_domain=config.trust_domain, on_change=self._on_pods)
         self.drainer = Drainer(engine, shutdown, deadline_s=config.drain_s)
         source = FileSource(
@@ -82,6 +88,7 @@ class Ztunnel:
             "tables": self.feed.feed,
             "certificates": self.certificates_manager.run,
             "events": self.pump.run,
+            **({"revocations": self.revocations.watch} if self.revocations else {}),
             "node agent": self._follow_agent,
             "admin socket": functools.partial(http.serve_unix, http.admin, self, self._config.admin_socket),
         }
@@ -121,11 +128,23 @@ class Ztunnel:
         for status in self.certificates_manager.dump():
             if status.identity not in wanted:
                 self.certificates_manager.forget(status.identity)
+                if self.revocations is not None:
+                    self.revocations.forget(status.identity)
                 if status.certificate is not None:
                     self._engine.del_identity(str(status.identity))
 
     def _on_certificate(self, identity: Identity, issued: IssuedCertificate) -> None:
+        if self.revocations is not None:
+            self.revocations.trust(identity, issued)
         self._engine.put_identity(str(identity), issued.chain_pem, issued.key_pem, issued.roots_pem)
+
+    def _renew_revoked(self) -> None:
+        """Peers refuse what is on the list: whoever of ours is on it gets a new key and certificate at once."""
+        for status in self.certificates_manager.dump():
+            if status.certificate is None or not (what := self._engine.find_revoked(status.certificate.chain_pem)):
+                continue
+            log.warning("own certificate is revoked", extra={"identity": str(status.identity), "certificate": what})
+            self.certificates_manager.renew(status.identity)
 
     def _on_events(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -212,6 +231,7 @@ class Ztunnel:
             "tunnels": {"inbound": counters.tunnels_in_live, "outbound": counters.tunnels_out_live},
             "accessLogLost": self._access_log.lost,
             "errors": list(self.feed.errors),
+            "revocations": dump.revocations(self.revocations.status() if self.revocations else None),
             "pods": [{"uid": pod.uid, "pod": str(pod.info), "identity": str(pod.identity)} for pod in self.pods.all()],
         }
 

@@ -22,7 +22,8 @@ class EngineSettings:
 @dataclass(frozen=True, slots=True)
 class Config:
     """`ready_without_certs_s`: ready even when certificates are missing after so long (a CA that is away must not keep
-    a node from rolling). `ttl_s`: certificate lifetime asked for. Addresses of the TCP doors may be empty = none."""
+    a node from rolling). `ttl_s`: certificate lifetime asked for. `crl`: file of revocation lists. Addresses of the
+    TCP doors may be empty = none."""
 
     mesh: str
     node: str
@@ -37,6 +38,7 @@ class Config:
     trust_domain: str = "cluster.local"
     trust_domain_aliases: tuple[str, ...] = ()
     ttl_s: int = 86_400
+    crl: Path | None = None
     admin_address: str = "127.0.0.1:15000"
     metrics_address: str = "0.0.0.0:15020"
     ready_address: str = "0.0.0.0:15021"
@@ -53,6 +55,11 @@ class Config:
     @property
     def admin_socket(self) -> Path:
         return self.run_dir / self.mesh / "nodes" / self.node / "ztunnel.sock"
+
+    @property
+    def crl_copy(self) -> Path:
+        """The last revocation lists that were good."""
+        return self.admin_socket.with_name("crl.last-good")
 
 
 def split_dirs(

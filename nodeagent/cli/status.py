@@ -17,7 +17,7 @@ from nodeagent.cli import rows
 from nodeagent.cli.client import Answer, RunningMesh, ask, find, is_listening, unreachable
 from nodeagent.cli.errors import Exit
 from nodeagent.cli.render import Column, Format, age, dump, emit, table
-from nodeagent.cli.views import CONFIG_DUMP, CONNECTIONS_PAGE, STATUS, examples, mesh_options
+from nodeagent.cli.views import CONFIG_DUMP, CONNECTIONS_PAGE, STATUS, TUNNEL_STATUS, examples, mesh_options
 from nodeagent.playground.identity import ProcessId
 
 
@@ -65,8 +65,8 @@ def status(mesh: str, node: str | None, form: str, run_dir: Path) -> None:
 
     Ends with 1 if there is a problem and 3 if a program did not answer."""
     running = find(mesh, node, run_dir)
-    dumps, agents, live = ask(running, CONFIG_DUMP, STATUS, CONNECTIONS_PAGE)
-    found = assemble(running, dumps, agents, live, time.time())
+    dumps, agents, live, tunnels = ask(running, CONFIG_DUMP, STATUS, CONNECTIONS_PAGE, TUNNEL_STATUS)
+    found = assemble(running, dumps, agents, live, tunnels, time.time())
     chosen = Format(form)
     if chosen.is_data:
         click.echo(dump(found, chosen))
@@ -83,9 +83,14 @@ def status(mesh: str, node: str | None, form: str, run_dir: Path) -> None:
 
 
 def assemble(
-    mesh: RunningMesh, dumps: Sequence[Answer], agents: Sequence[Answer], live: Sequence[Answer], now: float
+    mesh: RunningMesh,
+    dumps: Sequence[Answer],
+    agents: Sequence[Answer],
+    live: Sequence[Answer],
+    tunnels: Sequence[Answer],
+    now: float,
 ) -> MeshStatus:
-    """Answers in the order of the nodes; ``live``: their /connections."""
+    """Answers in the order of the nodes; ``live``: their /connections; ``tunnels``: their ztunnels' /status."""
     certificates = rows.certificates(dumps)
     connections = rows.connections(live)
     problems = _program_problems(mesh, dumps, agents)
@@ -118,6 +123,7 @@ def assemble(
             for row in leaves
             if not row.valid or row.is_expiring(now)
         ]
+    problems += _revocation_problems(tunnels)
     # Every node reads the same files: one mention is enough.
     problems += dict.fromkeys(str(e) for a in agents if isinstance(a.data, Mapping) for e in a.data.get("errors") or ())
     return MeshStatus(
@@ -136,6 +142,22 @@ def _program_problems(mesh: RunningMesh, dumps: Sequence[Answer], agents: Sequen
         problems.append(f"the supervisor is gone: qanat down --mesh {mesh.name} --purge cleans up")
     if not is_listening(mesh.root / "ca.sock"):
         problems.append(f"no certificate authority: nothing is renewed (qanat logs controlplane --mesh {mesh.name})")
+    return problems
+
+
+def _revocation_problems(tunnels: Sequence[Answer]) -> list[str]:
+    problems = []
+    for answer in tunnels:
+        found = answer.data.get("revocations") if isinstance(answer.data, Mapping) else None
+        if not isinstance(found, Mapping):
+            continue
+        if found.get("error"):
+            problems.append(f"{answer.node}: revocation list {found['error']}")
+        if found.get("late"):
+            problems.append(
+                f"{answer.node}: revocation list {found.get('file')} should have been renewed by "
+                f"{found.get('nextUpdate')}; it is still enforced"
+            )
     return problems
 
 

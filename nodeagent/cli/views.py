@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ Row = TypeVar("Row")
 CONFIG_DUMP = (Program.ZTUNNEL, "/config_dump")
 CONNECTIONS_PAGE = (Program.ZTUNNEL, "/connections")
 STATUS = (Program.AGENT, "/status")
+TUNNEL_STATUS = (Program.ZTUNNEL, "/status")
 
 
 def mesh_options(command: Command) -> Command:
@@ -150,15 +152,33 @@ CERTS: tuple[Column[rows.CertificateRow], ...] = (
 )
 
 
-@click.command(epilog=examples(
+class _Certs(click.Group):
+    """Its commands that write are imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["revoke", "revoked", "unrevoke"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        found = getattr(importlib.import_module("nodeagent.cli.revoke"), cmd_name)
+        assert isinstance(found, click.Command)
+        return found
+
+
+@click.group(cls=_Certs, invoke_without_command=True, epilog=examples(
     "qanat certs", "qanat certs --node n1 -o json | jq '.certificates[] | select(.kind == \"Leaf\")'"
 ))  # fmt: skip
 @mesh_options
 @namespace_option
-def certs(mesh: str, node: str | None, form: str, run_dir: Path, namespace: str | None) -> None:
+@click.pass_context
+def certs(ctx: click.Context, mesh: str, node: str | None, form: str, run_dir: Path, namespace: str | None) -> None:
     """Certificates each node holds for its own pods; -o wide, json and yaml have their issuers too.
 
     Keys are never shown: they do not leave ztunnel."""
+    if ctx.invoked_subcommand is not None:
+        ctx.default_map = {ctx.invoked_subcommand: {"mesh": mesh, "node": node, "form": form, "run_dir": run_dir}}
+        return
     running = find(mesh, node, run_dir)
     (dumps,) = ask(running, CONFIG_DUMP)
     inside = f"/ns/{namespace}/"

@@ -64,6 +64,11 @@ class MeshPaths:
         return self.root / "status"
 
     @property
+    def crl(self) -> Path:
+        """Revocation lists, followed by every ztunnel; `qanat certs revoke` writes it."""
+        return self.root / "crl.pem"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import time
 from collections.abc import Iterable, Sequence
 
 from mesh.model.policy import EgressPolicy, PeerAuthentication, Policy
@@ -15,6 +16,7 @@ from mesh.model.workload import Health, Service, Workload
 from mesh.policy.evaluate import ROOT_NAMESPACE
 from ztunnel.dataplane.values import Addr, Direction, Event, Path
 from ztunnel.identity.manager import CertificateStatus, State
+from ztunnel.identity.revocation import RevocationStatus
 from ztunnel.identity.x509 import CertificateInfo
 from ztunnel.inpod import LocalPod
 
@@ -179,6 +181,23 @@ def certificate_states(found: Iterable[CertificateStatus]) -> list[Json]:
             }
         )
     return shown
+
+
+def revocations(found: RevocationStatus | None) -> Json | None:
+    """For `qanat certs` and `qanat status`; None = no file is followed."""
+    if found is None:
+        return None
+    in_force = found.in_force
+    late = in_force.next_update_s if in_force else 0
+    return {
+        "file": found.file,
+        "lists": in_force.lists if in_force else 0,
+        "serials": in_force.serials if in_force else 0,
+        "nextUpdate": _moment(dt.datetime.fromtimestamp(late, dt.UTC)) if late else None,
+        "late": found.is_late(time.time()),
+        "digest": found.digest,
+        "error": found.error,
+    }
 
 
 def _moment(moment: dt.datetime) -> str:

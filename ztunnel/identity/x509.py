@@ -43,6 +43,9 @@ class CertificateInfo:
     serial: str
     not_before: dt.datetime
     not_after: dt.datetime
+    issuer: str = ""
+    fingerprint: str = ""
+    """SHA-256, hexadecimal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,4 +235,6 @@ def _info(certificate: x509.Certificate) -> CertificateInfo:
         serial=f"{certificate.serial_number:x}",
         not_before=certificate.not_valid_before_utc,
         not_after=certificate.not_valid_after_utc,
+        issuer=certificate.issuer.rfc4514_string(),
+        fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
     )

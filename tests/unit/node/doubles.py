@@ -32,6 +32,7 @@ from ztunnel.dataplane.values import (
     Path,
     PodSpec,
     Reason,
+    Revocations,
     Tables,
 )
 
@@ -51,6 +52,7 @@ class FakeEngine:
         self.drained: list[int] = []
         self.maps: dict[str, int] = {}
         self.refuse = ""
+        self.revocations = b""
 
     def emit(self, *events: Event) -> None:
         self.waiting.extend(events)
@@ -71,6 +73,18 @@ class FakeEngine:
 
     def del_identity(self, id: str) -> None:
         self.identities.pop(id, None)
+
+    def apply_revocations(self, lists: bytes, roots: bytes, issuers: bytes = b"") -> Revocations:
+        if lists.startswith(b"bad"):
+            raise ValueError(lists.decode())
+        self.revocations = lists
+        return Revocations(1, len(lists.split()), 0)
+
+    def close_revocations(self) -> None:
+        self.revocations = b"closed"
+
+    def find_revoked(self, chain: bytes) -> str:
+        return "serial 7" if chain in self.revocations.split() else ""
 
     def apply(self, tables: Tables) -> None:
         self.tables = tables
