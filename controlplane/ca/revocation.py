@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
-from controlplane.ca.authority import write_atomically
+from controlplane.ca.storage import write_atomically
 from controlplane.ca.x509 import BadAuthority, Signer
 
 LIST_LIFE = dt.timedelta(days=30)

@@ -134,9 +134,8 @@ class CertificateManager:
     def renew(self, identity: Identity) -> None:
         """Ask for another certificate now, long before half life: this one is known to be bad."""
         entry = self._entries.get(identity)
-        if entry is not None and entry.next_at is not None:
-            entry.next_at = self._clock.now()
-            entry.sooner.set()
+        if entry is not None:
+            self._hasten(entry)
 
     def forget(self, identity: Identity) -> None:
         """No workload here has this identity any more: stop renewing, drop the key."""
