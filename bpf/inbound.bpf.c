@@ -2,13 +2,14 @@
 /* inbound: a TCP connection from outside a captured pod goes to ztunnel's listener, whatever its port.
  *
  * Hook:     sk_lookup, on the pod's network namespace; one loaded instance and one link per pod
- * Reads:    pods, flows (kind HOST), listeners, settings. Writes: counters
+ * Reads:    pods, flows (kinds HOST and DIRECT), listeners, settings. Writes: flows (is_met), counters
  * Returns:  SK_PASS with or without an assigned socket; SK_DROP = the client gets a reset (refused)
  * Floor:    5.15 (hook 5.9)
  * Cannot decide: no entry in `pods` (not enrolled, or being un-enrolled) passes. An enrolled pod without
  *           a listener refuses, unless the agent is down and onAgentDown is open.
  * Passes by design: all but TCP; connections inside the pod; HBONE's port; connections that the node's
- *           own processes open (HOST flows: kubelet probes).
+ *           own processes open (HOST flows: kubelet probes); direct flows: those a captured pod of this node announced
+ *           before its SYN left, by exact addresses and ports, to this very namespace.
  */
 #include "addr.h"
 #include "maps.h"
@@ -28,6 +29,19 @@ static __always_inline int is_from_node(const struct qn_flow_key *k)
 	struct qn_flow *f = bpf_map_lookup_elem(&flows, k);
 
 	return f && f->kind == QN_FLOW_HOST;
+}
+
+static __always_inline int is_announced(struct qn_flow_key *k, __u64 netns)
+{
+	struct qn_flow *f;
+
+	k->netns = netns;
+	f = bpf_map_lookup_elem(&flows, k);
+	k->netns = 0;
+	if (!f || f->kind != QN_FLOW_DIRECT)
+		return 0;
+	f->is_met = 1;
+	return 1;
 }
 
 static __always_inline int hand_over(struct bpf_sk_lookup *ctx, __u32 index)
@@ -90,6 +104,10 @@ int qn_inbound(struct bpf_sk_lookup *ctx)
 	}
 	if (is_from_node(&k)) {
 		qn_count(QN_CNT_IN_PASS_HOST);
+		return SK_PASS;
+	}
+	if (is_announced(&k, netns)) {
+		qn_count(QN_CNT_IN_PASS_DIRECT);
 		return SK_PASS;
 	}
 	/* Our own listeners are on loopback and for loopback: a direct dial would reach ztunnel with a wrong story. */

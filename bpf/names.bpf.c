@@ -12,6 +12,8 @@
  * | CLIENT   | what it dialled       | pod address instead of loopback  |
  * | CAPTURED | pod address, not loopback | the original destination     |
  * | SERVER   | the real client       | (kernel's)                       |
+ * A direct CLIENT that dialled a service sees the service; dialled by address, and at a direct SERVER, nothing has to be
+ * put right.
  * Ports the kernel chose stay. AF_INET6 sockets get IPv4-mapped forms; an AF_INET socket cannot show an
  * IPv6 address and keeps the kernel's answer.
  */

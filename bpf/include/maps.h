@@ -32,17 +32,21 @@ static __always_inline void qn_count(__u32 reason)
 		*n += 1;
 }
 
+/* The agent has not been heard of for too long. */
+static __always_inline int qn_is_stale(const struct qn_settings *s)
+{
+	__u64 now = bpf_ktime_get_ns();
+
+	return now > s->heartbeat_ns && now - s->heartbeat_ns > s->stale_ns;
+}
+
 /* The agent's settings say: let connections through while the agent is down, and it is down. */
 static __always_inline int qn_agent_is_down_and_open(void)
 {
 	__u32 zero = 0;
 	struct qn_settings *s = bpf_map_lookup_elem(&settings, &zero);
-	__u64 now;
 
-	if (!s || s->on_agent_down != QN_AGENT_DOWN_OPEN)
-		return 0;
-	now = bpf_ktime_get_ns();
-	return now > s->heartbeat_ns && now - s->heartbeat_ns > s->stale_ns;
+	return s && s->on_agent_down == QN_AGENT_DOWN_OPEN && qn_is_stale(s);
 }
 
 #endif

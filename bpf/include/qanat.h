@@ -49,6 +49,13 @@ enum qn_same_node {
 	QN_SAME_NODE_SHORTCUT = 2, /* direct, and sk_msg may move the bytes */
 };
 
+/* The kernel draws an endpoint before ztunnel does: what came out there, so that all endpoints stay equally likely. */
+enum qn_draw {
+	QN_DRAW_ANY = 0,
+	QN_DRAW_HERE = 1,      /* one of this node's, which takes the tunnel all the same */
+	QN_DRAW_ELSEWHERE = 2, /* none of this node's */
+};
+
 /* Map `sockets` (BPF_MAP_TYPE_SK_STORAGE): what we know of one socket.
  * Writers: capture (role CLIENT, and NONE with path BYPASS), user space (role ZTUNNEL, through the map and the
  * socket's descriptor, before connect), flows (roles CAPTURED and SERVER, on accepted sockets).
@@ -66,7 +73,8 @@ struct qn_socket {
 	__u32 role;     /* enum qn_role */
 	__u8 path;      /* enum qn_path */
 	__u8 same_node; /* enum qn_same_node, path DIRECT only */
-	__u16 pad;
+	__u8 draw;      /* enum qn_draw, path TUNNEL only */
+	__u8 pad;
 	__u32 rule;  /* number of the rule that decided (the agent keeps the names); 0 = none */
 	__u32 epoch; /* of the verdict; path DIRECT only */
 	struct qn_addr addr;
@@ -148,9 +156,9 @@ struct qn_flow {
 	struct qn_addr addr;
 	__u64 src; /* cookie of the client's namespace */
 	__u32 epoch;
-	__u8 same_node;      /* enum qn_same_node */
-	__u8 is_met;         /* DIRECT: the SYN has arrived where it was announced */
-	__u8 is_local_tried; /* CLIENT: the kernel has drawn among all endpoints and none of this node came out */
+	__u8 same_node; /* enum qn_same_node */
+	__u8 is_met;    /* DIRECT: the SYN has arrived where it was announced */
+	__u8 draw;      /* enum qn_draw; CLIENT */
 	__u8 pad;
 };
 
@@ -217,6 +225,21 @@ struct qn_event {
 	struct qn_addr target; /* the endpoint drawn; the same as dialled without a service */
 };
 
+/* What bpf/listing.bpf.c writes for each socket of map `sockets` that takes a path: no map. */
+struct qn_listed {
+	struct qn_socket socket;
+	__u8 local[16];
+	__u8 remote[16];
+	__u16 local_port;
+	__u16 remote_port;
+	__u8 family; /* 4 or 6, of the packets */
+	__u8 state;  /* TCP_ESTABLISHED ... of linux/tcp.h */
+	__u8 is_v6;  /* an AF_INET6 socket, with family 4 an IPv4-mapped one */
+	__u8 pad;
+	__u64 cookie; /* of the socket; 0 = it has none yet */
+	__u64 netns;  /* cookie of its namespace */
+};
+
 /* Map `counters` (per-CPU array of __u64): outcomes by reason. */
 enum qn_counter {
 	QN_CNT_CAPTURED = 0,        /* capture: redirected to 15001 */
@@ -244,7 +267,6 @@ enum qn_counter {
 	QN_CNT_EVENT_LOST = 22,      /* capture, flows: the ring is full */
 	QN_CNT_IN_PASS_DIRECT = 23,  /* inbound: a direct flow its source has announced */
 	QN_CNT_DIRECT_STRAYED = 24,  /* flows: a direct connection that was answered by somebody else */
-	QN_CNT_DIRECT_STALE = 25,    /* flows: verdict withdrawn between connect() and SYN: not announced */
 	QN_CNT_MAX = 48,
 };
 

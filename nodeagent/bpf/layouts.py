@@ -54,6 +54,12 @@ class SameNode(IntEnum):
     SHORTCUT = 2
 
 
+class Draw(IntEnum):
+    ANY = 0
+    HERE = 1
+    ELSEWHERE = 2
+
+
 class FlowKind(IntEnum):
     CLIENT = 1
     ZTUNNEL = 2
@@ -123,7 +129,6 @@ class Counter(IntEnum):
     EVENT_LOST = 22
     IN_PASS_DIRECT = 23
     DIRECT_STRAYED = 24
-    DIRECT_STALE = 25
 
 
 class QnAddr(ctypes.Structure):
@@ -141,7 +146,8 @@ class QnSocket(ctypes.Structure):
         ("role", ctypes.c_uint32),
         ("path", ctypes.c_uint8),
         ("same_node", ctypes.c_uint8),
-        ("pad", ctypes.c_uint16),
+        ("draw", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8),
         ("rule", ctypes.c_uint32),
         ("epoch", ctypes.c_uint32),
         ("addr", QnAddr),
@@ -191,7 +197,7 @@ class QnFlow(ctypes.Structure):
         ("epoch", ctypes.c_uint32),
         ("same_node", ctypes.c_uint8),
         ("is_met", ctypes.c_uint8),
-        ("is_local_tried", ctypes.c_uint8),
+        ("draw", ctypes.c_uint8),
         ("pad", ctypes.c_uint8),
     )
 
@@ -212,6 +218,22 @@ class QnVerdict(ctypes.Structure):
         ("decision", ctypes.c_uint8),
         ("same_node", ctypes.c_uint8),
         ("pad", ctypes.c_uint8 * 6),
+    )
+
+
+class QnListed(ctypes.Structure):
+    _fields_ = (
+        ("socket", QnSocket),
+        ("local", ctypes.c_uint8 * 16),
+        ("remote", ctypes.c_uint8 * 16),
+        ("local_port", ctypes.c_uint16),
+        ("remote_port", ctypes.c_uint16),
+        ("family", ctypes.c_uint8),
+        ("state", ctypes.c_uint8),
+        ("is_v6", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8),
+        ("cookie", ctypes.c_uint64),
+        ("netns", ctypes.c_uint64),
     )
 
 
@@ -239,6 +261,7 @@ STRUCTS: Final[dict[str, type[ctypes.Structure]]] = {
     "qn_verdict_key": QnVerdictKey,
     "qn_verdict": QnVerdict,
     "qn_event": QnEvent,
+    "qn_listed": QnListed,
 }
 
 CONSTANTS: Final[dict[str, int]] = {

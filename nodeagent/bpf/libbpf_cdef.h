@@ -71,6 +71,17 @@ struct qnb_link_info {
 };
 int qnb_link_info(int link_fd, struct qnb_link_info *out);
 
+/* Run an iterator program over a map: a descriptor that is read to its end, once. */
+int qnb_iter_open(int prog_fd, int map_fd);
+
+/* A ring buffer of records of one size. qnb_ring_fd is readable (epoll) when there may be some; it belongs to the
+ * ring. qnb_ring_read copies at most `max` of them and returns how many. One reader. Free with qnb_ring_close. */
+struct qnb_ring;
+struct qnb_ring *qnb_ring_open(int map_fd, uint32_t record_size, int *err);
+int qnb_ring_fd(const struct qnb_ring *r);
+int qnb_ring_read(struct qnb_ring *r, void *records, uint32_t max);
+void qnb_ring_close(struct qnb_ring *r);
+
 /* 1, 0 or a negative errno. Found by trying, not by version. */
 int qnb_has_prog_type(int prog_type);
 int qnb_has_map_type(int map_type);

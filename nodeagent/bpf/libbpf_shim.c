@@ -273,6 +273,89 @@ int qnb_link_info(int link_fd, struct qnb_link_info *out)
 	return 0;
 }
 
+int qnb_iter_open(int prog_fd, int map_fd)
+{
+	union bpf_iter_link_info over = { .map.map_fd = (uint32_t)map_fd };
+	LIBBPF_OPTS(bpf_link_create_opts, opts, .iter_info = &over, .iter_info_len = sizeof(over));
+	int link = bpf_link_create(prog_fd, 0, BPF_TRACE_ITER, &opts);
+	int fd;
+
+	if (link < 0)
+		return -errno;
+	fd = bpf_iter_create(link);
+	if (fd < 0)
+		fd = -errno;
+	close(link); /* the iterator holds it */
+	return fd;
+}
+
+struct qnb_ring {
+	struct ring_buffer *ring;
+	uint32_t record_size;
+	char *out; /* the rest of this qnb_ring_read */
+	uint32_t left;
+	uint32_t n;
+};
+
+/* A negative answer stops the round; the record counts as consumed. */
+static int take_record(void *ring, void *data, size_t size)
+{
+	struct qnb_ring *r = ring;
+
+	if (size == r->record_size) {
+		memcpy(r->out, data, size);
+		r->out += size;
+		r->left--;
+		r->n++;
+	}
+	return r->left ? 0 : -ECANCELED;
+}
+
+struct qnb_ring *qnb_ring_open(int map_fd, uint32_t record_size, int *err)
+{
+	struct qnb_ring *r = calloc(1, sizeof(*r));
+
+	if (!r) {
+		*err = -ENOMEM;
+		return NULL;
+	}
+	r->record_size = record_size;
+	r->ring = ring_buffer__new(map_fd, take_record, r, NULL);
+	if (!r->ring) {
+		*err = -errno;
+		free(r);
+		return NULL;
+	}
+	return r;
+}
+
+int qnb_ring_fd(const struct qnb_ring *r)
+{
+	return ring_buffer__epoll_fd(r->ring);
+}
+
+int qnb_ring_read(struct qnb_ring *r, void *records, uint32_t max)
+{
+	int err;
+
+	if (!max)
+		return 0;
+	r->out = records;
+	r->left = max;
+	r->n = 0;
+	err = ring_buffer__consume(r->ring);
+	r->out = NULL;
+	return err < 0 && err != -ECANCELED ? err : (int)r->n;
+}
+
+void qnb_ring_close(struct qnb_ring *r)
+{
+	if (!r)
+		return;
+	ring_buffer__free(r->ring);
+	free(r);
+}
+
 int qnb_has_prog_type(int prog_type)
 {
 	return libbpf_probe_bpf_prog_type((enum bpf_prog_type)prog_type, NULL);
@@ -322,6 +405,7 @@ int64_t qnb_layout(const char *what)
 		FIELD(qn_socket, role),
 		FIELD(qn_socket, path),
 		FIELD(qn_socket, same_node),
+		FIELD(qn_socket, draw),
 		FIELD(qn_socket, pad),
 		FIELD(qn_socket, rule),
 		FIELD(qn_socket, epoch),
@@ -360,7 +444,7 @@ int64_t qnb_layout(const char *what)
 		FIELD(qn_flow, epoch),
 		FIELD(qn_flow, same_node),
 		FIELD(qn_flow, is_met),
-		FIELD(qn_flow, is_local_tried),
+		FIELD(qn_flow, draw),
 		FIELD(qn_flow, pad),
 		SIZE(qn_service),
 		FIELD(qn_service, total),
@@ -384,6 +468,18 @@ int64_t qnb_layout(const char *what)
 		FIELD(qn_event, dst),
 		FIELD(qn_event, dialled),
 		FIELD(qn_event, target),
+		SIZE(qn_listed),
+		FIELD(qn_listed, socket),
+		FIELD(qn_listed, local),
+		FIELD(qn_listed, remote),
+		FIELD(qn_listed, local_port),
+		FIELD(qn_listed, remote_port),
+		FIELD(qn_listed, family),
+		FIELD(qn_listed, state),
+		FIELD(qn_listed, is_v6),
+		FIELD(qn_listed, pad),
+		FIELD(qn_listed, cookie),
+		FIELD(qn_listed, netns),
 		CONSTANT(QN_SCHEMA_VERSION),
 		CONSTANT(QN_POD_MAX),
 		CONSTANT(QN_POD_ADDRS),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ HELPER_SK_STORAGE_GET = 107
 HELPER_GET_NETNS_COOKIE = 122
 HELPER_SK_ASSIGN = 124
 HELPER_SET_RETVAL = 187
+HELPER_SKC_TO_MPTCP_SOCK = 196
 
 
 class BpfError(OSError):
@@ -216,6 +218,33 @@ class Map(_Descriptor):
                 yield key, value
 
 
+class Ring:
+    """Reader of a ring buffer map whose records all have one size. `fd` polls as readable when there may be some."""
+
+    def __init__(self, map_fd: int, record_size: int) -> None:
+        err = ffi.new("int *")
+        self._size = record_size
+        self._raw = lib.qnb_ring_open(map_fd, record_size, err)
+        if self._raw == ffi.NULL:
+            raise BpfError(-err[0], "open ring buffer")
+
+    @property
+    def fd(self) -> int:
+        return int(lib.qnb_ring_fd(self._raw))
+
+    def read(self, at_most: int) -> list[bytes]:
+        """Takes them out; a lost record is counted by its writer."""
+        records = ffi.new("char[]", self._size * at_most)
+        n = _check(lib.qnb_ring_read(self._raw, records, at_most), "read ring buffer")
+        raw = bytes(ffi.buffer(records, n * self._size))
+        return [raw[at : at + self._size] for at in range(0, len(raw), self._size)]
+
+    def close(self) -> None:
+        if self._raw != ffi.NULL:
+            lib.qnb_ring_close(self._raw)
+            self._raw = ffi.NULL
+
+
 class Link(_Descriptor):
     """An attachment; it lives as long as a descriptor or a pin."""
 
@@ -308,6 +337,27 @@ class Object:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def features(name: str) -> dict[str, bytes]:
+    """Read-only values of an object that tell it what this kernel has."""
+    if name != "capture":
+        return {}
+    helpers = {"cfg_set_retval": HELPER_SET_RETVAL, "cfg_mptcp": HELPER_SKC_TO_MPTCP_SOCK}
+    return {
+        variable: int(has_helper(PROG_CGROUP_SOCK_ADDR, helper)).to_bytes(4, sys.byteorder)
+        for variable, helper in helpers.items()
+    }
+
+
+def iterate(prog_fd: int, map_fd: int) -> bytes:
+    """All that an iterator program writes about the elements of a map."""
+    fd = _check(lib.qnb_iter_open(prog_fd, map_fd), "iterate over map")
+    with open(fd, "rb", buffering=0) as stream:
+        parts = []
+        while part := stream.read(65536):
+            parts.append(part)
+    return b"".join(parts)
 
 
 def has_program_type(prog_type: int) -> bool:

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import socket
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,26 +102,20 @@ _OBJECTS = {
     "flows": "sockops with socket storage and netns cookie",
     "inbound": "sk_lookup with a socket map",
 }
+_ITERATORS = {"listing": "iterator over socket storage"}
 
 
 def _programs(maps: Path) -> list[CheckResult]:
     """The real objects through the real verifier."""
     results: list[CheckResult] = []
-    for name, what in _OBJECTS.items():
+    for name, what in (_OBJECTS | _ITERATORS).items():
         try:
-            with Object(name, maps, _rodata(name)):
+            with Object(name, maps, loader.features(name)):
                 results.append(CheckResult(f"program {name}", True, what))
         except BpfError as error:
             fix = "run `make bpf`" if error.errno == errno.ENOENT else "use a kernel of 5.15 or later with BPF enabled"
             results.append(CheckResult(f"program {name}", False, f"{what}: {error}", fix))
     return results
-
-
-def _rodata(name: str) -> dict[str, bytes]:
-    if name == "capture":
-        has = loader.has_helper(loader.PROG_CGROUP_SOCK_ADDR, loader.HELPER_SET_RETVAL)
-        return {"cfg_set_retval": struct.pack("=I", has)}
-    return {}
 
 
 def _hooks(maps: Path) -> list[CheckResult]:
@@ -145,7 +138,7 @@ def _hooks(maps: Path) -> list[CheckResult]:
 def _attach(name: str, maps: Path, target: int, where: str) -> CheckResult:
     label = f"attach {name}"
     try:
-        with Object(name, maps, _rodata(name)) as loaded:
+        with Object(name, maps, loader.features(name)) as loaded:
             for program in loaded.programs():
                 kinds = {"flows": loader.CGROUP_SOCK_OPS, "inbound": loader.SK_LOOKUP}
                 kind = kinds.get(name) or loaded.attach_type(program)

@@ -11,7 +11,6 @@ import errno
 import logging
 import os
 import struct
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +18,13 @@ from typing import Literal, Self
 
 from nodeagent.bpf import layouts, loader
 from nodeagent.bpf.bcc_object import BccObject
-from nodeagent.bpf.layouts import Address, AgentDown, Counter, PodFlag, QnPod, QnSettings, SockAddr
+from nodeagent.bpf.layouts import Address, AgentDown, Counter, PodFlag, QnPod, SockAddr
 from nodeagent.bpf.loader import BpfError, Link, Loaded, Map, Object
 from nodeagent.capture import mounts, netns, pins
 from nodeagent.capture.errors import CaptureError
 from nodeagent.capture.listeners import ListenerKey
+from nodeagent.capture.path_maps import PathMaps
+from nodeagent.capture.settings_map import SettingsMap
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class CapturedPod:
     cookie: int
     slot: int
     addrs: tuple[Address, ...]
+    flags: PodFlag = PodFlag.CAPTURE
 
 
 def _cookie_key(cookie: int) -> bytes:
@@ -88,6 +90,7 @@ class Capture:
         self._pins = where
         self._maps: dict[str, Map] = {}
         self._linked: set[int] = set()
+        self._paths: PathMaps | None = None
         self._node_netns = netns.own_cookie() if settings.node_netns is None else settings.node_netns
 
     @classmethod
@@ -104,7 +107,13 @@ class Capture:
                 self._load(name)
             for name in _MAPS:
                 self._maps[name] = Map.pinned(where.maps / name)
-            self._write_settings(time.monotonic_ns())
+            shared = SettingsMap(
+                self._maps["settings"],
+                node_netns=self._node_netns,
+                stale_ns=int(settings.stale_s * 1e9),
+                on_agent_down=AgentDown.OPEN if settings.on_agent_down == "open" else AgentDown.CLOSED,
+            )
+            self._paths = PathMaps(self._maps, shared, where)
             self._refresh_inbound()
         except OSError as error:
             self.close()
@@ -118,29 +127,15 @@ class Capture:
         """One object: maps by their pins, then each program's link made or given the new program."""
         root = self._settings.cgroup or mounts.cgroup2_root()
         target = (self._settings.pods_cgroup or root) if name == "capture" else root
-        rodata: dict[str, bytes] = {}
-        if name == "capture":
-            has = loader.has_helper(loader.PROG_CGROUP_SOCK_ADDR, loader.HELPER_SET_RETVAL)
-            rodata["cfg_set_retval"] = struct.pack("=I", has)
         cgroup_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with self._object(name, rodata) as loaded:
+            with self._object(name, loader.features(name)) as loaded:
                 for program in loaded.programs():
                     path = self._pins.links / program.removeprefix("qn_")
                     attach_type = loaded.attach_type(program) if name != "flows" else loader.CGROUP_SOCK_OPS
                     _ensure_cgroup_link(path, loaded.prog_fd(program), cgroup_fd, attach_type)
         finally:
             os.close(cgroup_fd)
-
-    def _write_settings(self, heartbeat_ns: int) -> None:
-        down = AgentDown.OPEN if self._settings.on_agent_down == "open" else AgentDown.CLOSED
-        value = QnSettings(
-            node_netns=self._node_netns,
-            heartbeat_ns=heartbeat_ns,
-            stale_ns=int(self._settings.stale_s * 1e9),
-            on_agent_down=down,
-        )
-        self._maps["settings"].update(_index_key(0), bytes(value))
 
     def _refresh_inbound(self) -> None:
         """Give the links of pods that are captured already the programs of this version."""
@@ -185,7 +180,7 @@ class Capture:
                     self._maps["listeners"].update(index, struct.pack("=Q", fd))
             for gone in set(known.addrs if known else ()) - set(pod.addrs):
                 self._forget_address(gone, pod.cookie)
-            entry = QnPod(flags=PodFlag.CAPTURE, slot=slot)
+            entry = QnPod(flags=PodFlag.CAPTURE | (known.flags if known else PodFlag.CAPTURE), slot=slot)
             for at, ip in enumerate(pod.addrs):
                 entry.addrs[at] = layouts.pack_addr(SockAddr(ip))
                 self._maps["pod_addrs"].update(layouts.pack_pod_address(ip), _cookie_key(pod.cookie))
@@ -249,14 +244,15 @@ class Capture:
             cookie = int(struct.unpack("=Q", key)[0])
             entry = QnPod.from_buffer_copy(value)
             addrs = (layouts.unpack_addr(addr) for addr in entry.addrs)
-            found[cookie] = CapturedPod(cookie, entry.slot, tuple(addr.ip for addr in addrs if addr))
+            ips = tuple(addr.ip for addr in addrs if addr)
+            found[cookie] = CapturedPod(cookie, entry.slot, ips, PodFlag(entry.flags))
         return found
 
     # --- the rest
 
     def heartbeat(self) -> None:
-        """The agent lives. Call it several times within stale_s when on_agent_down is "open"."""
-        self._write_settings(time.monotonic_ns())
+        """The agent lives. Call it several times within stale_s: without it no kernel path is used."""
+        self.paths.settings.heartbeat()
 
     def counters(self) -> dict[str, int]:
         """Outcomes by reason (lower-case names of qn_counter) since the maps were made."""
@@ -280,6 +276,12 @@ class Capture:
         """Any of our maps, by the name in bpf/include/maps.h. Borrowed."""
         return self._maps[name]
 
+    @property
+    def paths(self) -> PathMaps:
+        """The maps by which connections find their path."""
+        assert self._paths is not None  # open() made it
+        return self._paths
+
     def detach_all(self) -> None:
         """Capture off everywhere and nothing left in bpffs. The instance is closed afterwards."""
         self.close()
@@ -287,6 +289,8 @@ class Capture:
 
     def close(self) -> None:
         """Descriptors only: what is pinned goes on working."""
+        if self._paths is not None:
+            self._paths.close()
         for opened in self._maps.values():
             opened.close()
         self._maps = {}

@@ -100,7 +100,7 @@ class World:
         try:
             self.node = self._space("node", "10.254.0.1", "fd9e:254::1")
             for knob in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
-                self.node.run(partial(_write, f"/proc/sys/net/{knob}", "1"))
+                self.node.run(partial(write, f"/proc/sys/net/{knob}", "1"))
             self.a = self._pod("a", 1)
             self.b = self._pod("b", 2)
             self.c = self._pod("c", 3)
@@ -136,7 +136,7 @@ class World:
         return pod
 
 
-def _write(path: str, text: str) -> None:
+def write(path: str, text: str) -> None:
     with open(path, "w") as file:
         file.write(text)
 
