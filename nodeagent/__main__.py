@@ -9,10 +9,12 @@ from typing import Literal
 
 import click
 
+from mesh.kube.settings import Labels, TranslateSettings
 from mesh.lifecycle import set_up_logging
 from mesh.privileges import PrivilegeError
+from mesh.sources.choice import SourceChoice, source_options
 from nodeagent import privileges
-from nodeagent.config import DEFAULT_RUN_DIR, Config, split_dirs
+from nodeagent.config import DEFAULT_RUN_DIR, Config
 
 _DIR = click.Path(path_type=Path)
 
@@ -23,6 +25,7 @@ _DIR = click.Path(path_type=Path)
 @click.option(
     "--config", "dirs", type=_DIR, multiple=True, envvar="QANAT_CONFIG", help="Directory of YAML; repeatable."
 )
+@source_options
 @click.option("--status", type=_DIR, multiple=True, help="Directory of YAML written by programs; repeatable.")
 @click.option("--run-dir", type=_DIR, default=DEFAULT_RUN_DIR, envvar="QANAT_RUN_DIR", help="Sockets and state.")
 @click.option("--cluster", default="Kubernetes", envvar="QANAT_CLUSTER", help="Cluster id in workload uids.")
@@ -49,6 +52,9 @@ def main(
     mesh: str,
     node: str,
     dirs: tuple[Path, ...],
+    source: str,
+    kubeconfig: Path | None,
+    labels: str,
     status: tuple[Path, ...],
     run_dir: Path,
     cluster: str,
@@ -64,15 +70,18 @@ def main(
 ) -> None:
     """Enrols this node's labelled pods: listeners in their namespaces, eBPF capture, ztunnel told."""
     set_up_logging(log_level, log_format)
-    users, programs = split_dirs(dirs, status, run_dir, mesh)
     config = Config(
         mesh=mesh,
         node=node,
-        dirs=users,
-        status_dirs=programs,
+        source=SourceChoice.of(
+            source,
+            dirs=dirs,
+            status_dirs=status,
+            own_status=run_dir / mesh / "status",
+            kubeconfig=kubeconfig,
+            translate=TranslateSettings(cluster, trust_domain, labels=Labels(labels)),
+        ),
         run_dir=run_dir,
-        cluster=cluster,
-        trust_domain=trust_domain,
         on_agent_down=on_agent_down,
         loader=loader,
         drain_s=drain_s,
@@ -83,7 +92,7 @@ def main(
         log_format=log_format,
     )
     try:
-        privileges.drop((*config.dirs, *config.status_dirs))
+        privileges.drop(config.source.reads)
     except PrivilegeError as error:
         sys.exit(f"nodeagent: cannot give up privileges: {error}")
     from nodeagent.app import run  # after the drop: libraries start threads

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 
 from mesh.lifecycle import Shutdown, supervise
-from mesh.sources.files import FileSource
 from nodeagent import admin
 from nodeagent.config import Config
 from nodeagent.kernel import CaptureKernel, probe
@@ -32,9 +31,7 @@ class Agent:
         self.enroller = Enroller(kernel, drain_ms=release_ms, close_after_s=config.close_after_s)
         self.server = ZdsServer(config.zds_socket, maps=kernel.maps, prepare=self.enroller.prepare, drain_ms=drain_ms)
         self.enroller.attach(self.server)
-        self._source = FileSource(
-            config.dirs, status_dirs=config.status_dirs, cluster=config.cluster, trust_domain=config.trust_domain
-        )
+        self._source = config.source.open()
         self._source_errors: tuple[str, ...] = ()
         self._pods_error = ""
         self._epoch = 0

@@ -6,23 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mesh.sources.choice import SourceChoice
+
 DEFAULT_RUN_DIR = Path("/run/qanat")
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """`dirs`: the user's YAML. `status_dirs`: YAML written by programs. `close_after_s`: connections of captured pods
+    """`close_after_s`: connections of captured pods
     are refused when no ztunnel has been there for so long; until then they wait. `drain_s`: a ztunnel that has a
     successor may finish connections for so long; `release_drain_s`: those of a pod that leaves the mesh and lives on,
     much longer, since nobody waits for them to end."""
 
     mesh: str
     node: str
-    dirs: tuple[Path, ...]
-    status_dirs: tuple[Path, ...]
+    source: SourceChoice
     run_dir: Path
-    cluster: str = "Kubernetes"
-    trust_domain: str = "cluster.local"
     on_agent_down: str = "closed"
     loader: Literal["libbpf", "bcc"] = "libbpf"
     drain_s: float = 30.0
@@ -52,12 +51,3 @@ class Config:
     def instance(self) -> str:
         """Names our BPF objects: several meshes and nodes may share one kernel."""
         return f"{self.mesh}-{self.node}"
-
-
-def split_dirs(
-    dirs: tuple[Path, ...], status: tuple[Path, ...], run_dir: Path, mesh: str
-) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """(user's, programs') directories. The mesh's own status directory is always among the latter, however given."""
-    own = run_dir / mesh / "status"
-    users = tuple(one for one in dirs if one != own)
-    return users, (*(one for one in status if one != own), own)

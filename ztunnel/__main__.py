@@ -8,10 +8,12 @@ from pathlib import Path
 
 import click
 
+from mesh.kube.settings import Labels, TranslateSettings
 from mesh.lifecycle import set_up_logging
 from mesh.privileges import PrivilegeError
+from mesh.sources.choice import SourceChoice, source_options
 from ztunnel import privileges
-from ztunnel.config import DEFAULT_RUN_DIR, Config, EngineSettings, split_dirs
+from ztunnel.config import DEFAULT_RUN_DIR, Config, EngineSettings
 from ztunnel.identity import target
 
 _PATH = click.Path(path_type=Path)
@@ -23,6 +25,7 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--config", "dirs", type=_PATH, multiple=True, envvar="QANAT_CONFIG", help="Directory of YAML; repeatable."
 )
+@source_options
 @click.option("--status", type=_PATH, multiple=True, help="Directory of YAML written by programs; repeatable.")
 @click.option("--run-dir", type=_PATH, default=DEFAULT_RUN_DIR, envvar="QANAT_RUN_DIR", help="Sockets and state.")
 @click.option("--zds", type=_PATH, envvar="INPOD_UDS", help="Node agent's socket; default <run dir>/.../zds.sock.")
@@ -67,6 +70,9 @@ def main(
     mesh: str,
     node: str,
     dirs: tuple[Path, ...],
+    source: str,
+    kubeconfig: Path | None,
+    labels: str,
     status: tuple[Path, ...],
     run_dir: Path,
     zds: Path | None,
@@ -97,20 +103,23 @@ def main(
 ) -> None:
     """Carries this node's captured connections through mutual TLS."""
     set_up_logging(log_level, log_format)
-    users, programs = split_dirs(dirs, status, run_dir, mesh)
     mesh_dir = run_dir / mesh
     config = Config(
         mesh=mesh,
         node=node,
-        dirs=users,
-        status_dirs=programs,
+        source=SourceChoice.of(
+            source,
+            dirs=dirs,
+            status_dirs=status,
+            own_status=run_dir / mesh / "status",
+            kubeconfig=kubeconfig,
+            translate=TranslateSettings(cluster, trust_domain, labels=Labels(labels)),
+        ),
         run_dir=run_dir,
         zds_socket=zds or mesh_dir / "nodes" / node / "zds.sock",
         ca=ca or f"unix:{mesh_dir / 'ca.sock'}",
         ca_token=ca_token or mesh_dir / "nodes" / node / "token",
         ca_root=ca_root,
-        cluster=cluster,
-        trust_domain=trust_domain,
         trust_domain_aliases=aliases,
         ttl_s=ttl_s,
         crl=None if crl == "none" else Path(crl) if crl else mesh_dir / "crl.pem",
@@ -139,7 +148,7 @@ def main(
     except target.BadTarget as error:
         raise click.BadParameter(str(error), param_hint="--ca") from None
     try:
-        privileges.drop((*config.dirs, *config.status_dirs, *reads))
+        privileges.drop((*config.source.reads, *reads))
     except PrivilegeError as error:
         sys.exit(f"ztunnel: cannot give up privileges: {error}")
     from ztunnel.start import run  # after the drop: the engine and gRPC start threads

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from mesh.lifecycle import Shutdown, supervise
 from mesh.model.identity import Identity, InvalidIdentity
 from mesh.model.snapshot import MeshSnapshot
-from mesh.sources.files import FileSource
 from ztunnel import __version__
 from ztunnel.admin import dump, http
 from ztunnel.config import Config, address
@@ -54,9 +53,7 @@ class Ztunnel:
         )
         self.pods = LocalPods(engine, cluster=config.cluster, trust_domain=config.trust_domain, on_change=self._on_pods)
         self.drainer = Drainer(engine, shutdown, deadline_s=config.drain_s)
-        source = FileSource(
-            config.dirs, status_dirs=config.status_dirs, cluster=config.cluster, trust_domain=config.trust_domain
-        )
+        source = config.source.open()
         self.feed = TableFeed(source, engine, config.node, self._on_snapshot)
         self.client = ZdsClient(
             config.zds_socket,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mesh.sources.choice import SourceChoice
+
 DEFAULT_RUN_DIR = Path("/run/qanat")
 
 
@@ -27,15 +29,12 @@ class Config:
 
     mesh: str
     node: str
-    dirs: tuple[Path, ...]
-    status_dirs: tuple[Path, ...]
+    source: SourceChoice
     run_dir: Path
     zds_socket: Path
     ca: str
     ca_token: Path
     ca_root: Path | None = None
-    cluster: str = "Kubernetes"
-    trust_domain: str = "cluster.local"
     trust_domain_aliases: tuple[str, ...] = ()
     ttl_s: int = 86_400
     crl: Path | None = None
@@ -53,6 +52,14 @@ class Config:
     log_format: str = "text"
 
     @property
+    def cluster(self) -> str:
+        return self.source.translate.cluster
+
+    @property
+    def trust_domain(self) -> str:
+        return self.source.translate.trust_domain
+
+    @property
     def admin_socket(self) -> Path:
         return self.run_dir / self.mesh / "nodes" / self.node / "ztunnel.sock"
 
@@ -60,15 +67,6 @@ class Config:
     def crl_copy(self) -> Path:
         """The last revocation lists that were good."""
         return self.admin_socket.with_name("crl.last-good")
-
-
-def split_dirs(
-    dirs: tuple[Path, ...], status: tuple[Path, ...], run_dir: Path, mesh: str
-) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """(user's, programs') directories. The mesh's own status directory is always among the latter, however given."""
-    own = run_dir / mesh / "status"
-    users = tuple(one for one in dirs if one != own)
-    return users, (*(one for one in status if one != own), own)
 
 
 def address(text: str) -> tuple[str, int] | None:

@@ -46,11 +46,7 @@ class SourceUpdate:
 class Source(Protocol):
     """Used by one task. Epochs of its snapshots strictly increase."""
 
-    def load(self) -> tuple[MeshSnapshot, list[SourceError]]:
-        """Everything as it is now. Blocks while reading; never raises for bad content."""
-        ...
-
     def watch(self) -> AsyncGenerator[SourceUpdate, None]:
-        """Changes since the last load() or update, as they come; loads first if nobody did. Never ends by itself;
-        close it (contextlib.aclosing) to stop watching."""
+        """Everything as it is (the first update), then changes as they come. Never ends by itself; close it
+        (contextlib.aclosing) to stop watching. Bad content is told, never raised."""
         ...

@@ -62,27 +62,26 @@ class State(Enum):
 class Reflector:
     """One task runs run(). ``state`` does not go back to WAITING: what was known stays while the API is away."""
 
-    def __init__(self, api: Api, resource: Resource, sink: Sink, changed: Callable[[], None]) -> None:
+    def __init__(self, resource: Resource, sink: Sink, changed: Callable[[], None]) -> None:
         self.resource = resource
         self.state = State.WAITING
         self.error = ""
         self.heard_at = 0.0
         """Monotonic time of the last sign of life."""
-        self._api = api
         self._sink = sink
         self._changed = changed
         self._limit = PAGE
 
-    async def run(self) -> None:
-        """Until cancelled."""
+    async def run(self, api: Api) -> None:
+        """Until cancelled. What an earlier run has learned stays."""
         version = ""
         waits = backoff(0.2, 30.0)
         while True:
             try:
                 if not version:
-                    version = await self._list()
+                    version = await self._list(api)
                     waits = backoff(0.2, 30.0)
-                version = await self._watch(version)
+                version = await self._watch(api, version)
                 continue
             except Gone as error:
                 log.info("listing again", extra={"resource": self.resource.plural, "cause": error})
@@ -127,12 +126,12 @@ class Reflector:
             self.error = ""
             self._changed()
 
-    async def _list(self) -> str:
+    async def _list(self, api: Api) -> str:
         """The version to watch from. Nothing is taken over before the last page is there."""
         items: dict[tuple[str, str], object] = {}
         token = ""
         while True:
-            page = await self._api.list_page(self.resource.path, limit=self._limit, token=token)
+            page = await api.list_page(self.resource.path, limit=self._limit, token=token)
             self.heard_at = time.monotonic()
             for raw in page.items:
                 items[_name(raw)] = self._sink.take(self._typed(raw))
@@ -144,11 +143,11 @@ class Reflector:
         self._settle(State.SYNCED, items)
         return page.version
 
-    async def _watch(self, version: str) -> str:
+    async def _watch(self, api: Api, version: str) -> str:
         """The version reached when the server has ended the watch. Raises _Interrupted, Gone, NotServed."""
         seconds = random.randint(*WATCH_S)
         try:
-            async with aclosing(self._api.watch(self.resource.path, version=version, seconds=seconds)) as events:
+            async with aclosing(api.watch(self.resource.path, version=version, seconds=seconds)) as events:
                 async for event in events:
                     version = event.version
                     self._heard()

@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 
 from mesh.kube.assemble import Assembler
 from mesh.kube.fields import path_text
@@ -53,21 +55,34 @@ class ResourceStatus:
 class KubernetesSource:
     """Implements mesh.sources.Source. The first update comes when every kind has been listed once; while the API is
     away everything stays as it was. A bad object keeps its last good version, a bad policy never seen good closes what
-    it selects. Used by one task; ``api`` is the caller's to close."""
+    it selects. Used by one task. ``kubeconfig``: as Api.connect() takes it."""
 
-    def __init__(self, api: Api, settings: TranslateSettings, resources: tuple[Resource, ...] = RESOURCES) -> None:
+    def __init__(
+        self, kubeconfig: Path | None, settings: TranslateSettings, resources: tuple[Resource, ...] = RESOURCES
+    ) -> None:
+        self._kubeconfig = kubeconfig
         self._settings = settings
         self._assembler = Assembler(settings)
         self._changed = asyncio.Event()
-        self._reflectors = [Reflector(api, resource, self, self._changed.set) for resource in resources]
+        self._reflectors = [Reflector(resource, self, self._changed.set) for resource in resources]
         self._names: dict[str, set[tuple[str, str]]] = {resource.kind: set() for resource in resources}
         self._pending: dict[ObjectRef, KubeObject | None] = {}
         self._errors: dict[ObjectRef, SourceError] = {}
         self._epoch = 0
 
     async def watch(self) -> AsyncGenerator[SourceUpdate, None]:
+        """Raises ApiError when there is no way to an API at all."""
+        api = Api.connect(self._kubeconfig)
+        try:
+            async with aclosing(self._follow(api)) as updates:
+                async for update in updates:
+                    yield update
+        finally:
+            await api.close()
+
+    async def _follow(self, api: Api) -> AsyncGenerator[SourceUpdate, None]:
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(one.run(), name=one.resource.plural) for one in self._reflectors]
+            running = [tasks.create_task(one.run(api), name=one.resource.plural) for one in self._reflectors]
             try:
                 told: tuple[SourceError, ...] = ()
                 while True:

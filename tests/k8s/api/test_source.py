@@ -31,8 +31,8 @@ async def space(admin: Api) -> str:
 
 
 @pytest.fixture
-async def follower(admin: Api) -> AsyncIterator[Follower]:
-    async with following(KubernetesSource(admin, TranslateSettings())) as found:
+async def follower(api_server: ApiServerProcess) -> AsyncIterator[Follower]:
+    async with following(KubernetesSource(api_server.kubeconfig, TranslateSettings())) as found:
         yield found
 
 

@@ -34,10 +34,8 @@ async def server() -> ApiServer:
 @pytest.fixture
 async def follower(server: ApiServer, tmp_path: Path) -> AsyncIterator[Follower]:
     async with serving(server, tmp_path) as kubeconfig:
-        api = Api.connect(kubeconfig)
-        async with following(KubernetesSource(api, TranslateSettings())) as found:
+        async with following(KubernetesSource(kubeconfig, TranslateSettings())) as found:
             yield found
-        await api.close()
 
 
 def _has_pods(count: int, update: SourceUpdate) -> bool:

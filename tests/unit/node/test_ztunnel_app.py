@@ -16,6 +16,7 @@ import pytest
 
 from mesh.lifecycle import Shutdown
 from mesh.model.identity import Identity
+from mesh.sources.choice import SourceChoice
 from nodeagent.pods.enroller import Enroller
 from nodeagent.server import ZdsServer
 from tests.unit.node.doubles import FakeEngine, FakeKernel, event, observed, workload
@@ -110,8 +111,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
     config = Config(
         mesh="m",
         node="n1",
-        dirs=(tmp_path / "cfg",),
-        status_dirs=(),
+        source=SourceChoice(dirs=(tmp_path / "cfg",)),
         run_dir=tmp_path / "run",
         zds_socket=tmp_path / "zds.sock",
         ca="",
