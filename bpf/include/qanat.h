@@ -267,6 +267,9 @@ enum qn_counter {
 	QN_CNT_EVENT_LOST = 22,      /* capture, flows: the ring is full */
 	QN_CNT_IN_PASS_DIRECT = 23,  /* inbound: a direct flow its source has announced */
 	QN_CNT_DIRECT_STRAYED = 24,  /* flows: a direct connection that was answered by somebody else */
+	QN_CNT_UNTRACKED = 32,       /* stats: no storage: a connection goes uncounted */
+	QN_CNT_TRAFFIC_FULL = 33,    /* stats: `traffic` is full: counted in `traffic_other` */
+	QN_CNT_CLOSING_LOST = 34,    /* stats: the ring is full: no record of a connection's end */
 	QN_CNT_MAX = 48,
 };
 

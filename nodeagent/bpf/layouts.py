@@ -8,7 +8,7 @@ the BTF of the loaded maps in tests/bpf.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv6Address
@@ -129,6 +129,9 @@ class Counter(IntEnum):
     EVENT_LOST = 22
     IN_PASS_DIRECT = 23
     DIRECT_STRAYED = 24
+    UNTRACKED = 32
+    TRAFFIC_FULL = 33
+    CLOSING_LOST = 34
 
 
 class QnAddr(ctypes.Structure):
@@ -282,16 +285,20 @@ class LayoutMismatch(RuntimeError):
     """The extension was built from another qanat.h than this module: rebuild (`make ext`)."""
 
 
-def check(layout: Callable[[str], int]) -> None:
+def check(
+    layout: Callable[[str], int],
+    structs: Mapping[str, type[ctypes.Structure]] = STRUCTS,
+    constants: Mapping[str, int] = CONSTANTS,
+) -> None:
     """Compare every twin with the compiler's layout. Raises LayoutMismatch naming the first difference."""
-    expected = dict(CONSTANTS)
-    for name, struct in STRUCTS.items():
+    expected = dict(constants)
+    for name, struct in structs.items():
         expected[name] = ctypes.sizeof(struct)
         for field in struct._fields_:
             expected[f"{name}.{field[0]}"] = getattr(struct, field[0]).offset
     for what, value in expected.items():
         if layout(what) != value:
-            raise LayoutMismatch(f"{what}: {value} here, {layout(what)} in qanat.h; rebuild with `make ext`")
+            raise LayoutMismatch(f"{what}: {value} here, {layout(what)} in bpf/include; rebuild with `make ext`")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from nodeagent.bpf import layouts
+from nodeagent.bpf import layouts, traffic_layouts
 from nodeagent.bpf._libbpf import ffi as _ffi
 from nodeagent.bpf._libbpf import lib as _lib
 
@@ -65,6 +65,7 @@ def layout(what: str) -> int:
 
 
 layouts.check(layout)
+layouts.check(layout, traffic_layouts.STRUCTS, traffic_layouts.CONSTANTS)
 
 
 @dataclass(frozen=True, slots=True)

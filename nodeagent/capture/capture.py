@@ -32,7 +32,8 @@ _MAPS = (
     *("sockets", "pods", "pod_addrs", "flows", "listeners", "settings", "counters"),
     *("mesh_addrs", "services", "verdicts", "events", "asked"),
 )
-_CGROUP_OBJECTS = ("flows", "names", "capture")  # the one that redirects comes last
+_SOCK_OPS = ("flows", "stats")
+_CGROUP_OBJECTS = ("flows", "stats", "names", "capture")  # the one that redirects comes last
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ class Capture:
             with self._object(name, loader.features(name)) as loaded:
                 for program in loaded.programs():
                     path = self._pins.links / program.removeprefix("qn_")
-                    attach_type = loaded.attach_type(program) if name != "flows" else loader.CGROUP_SOCK_OPS
+                    attach_type = loader.CGROUP_SOCK_OPS if name in _SOCK_OPS else loaded.attach_type(program)
                     _ensure_cgroup_link(path, loaded.prog_fd(program), cgroup_fd, attach_type)
         finally:
             os.close(cgroup_fd)

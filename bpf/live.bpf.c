@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* live: open connections that meet no proxy, with what they have moved so far.
+ *
+ * Hook:     iter/bpf_sk_storage_map over map `tracked`; not pinned, run when read
+ * Reads:    tracked. Writes: nothing but its output, struct qn_live one after the other
+ * Returns:  0
+ * Floor:    5.11 (bpf_skc_to_tcp_sock in iterators), with BTF
+ * Cannot decide: a record that does not fit the reader's buffer is written in the next read
+ *
+ * Asking when somebody looks costs connections nothing while nobody does.
+ */
+#include "addr.h"
+#include "traffic_maps.h"
+
+#define CORE __attribute__((preserve_access_index))
+#define FIN_WAIT2 5
+
+/* The little of the kernel's structures that is read, relocated at load. */
+struct seq_file;
+struct bpf_iter_meta {
+	struct seq_file *seq;
+} CORE;
+
+struct sock_common {
+	volatile unsigned char skc_state;
+	struct {
+		long long counter;
+	} skc_cookie;
+} CORE;
+
+struct sock {
+	struct sock_common __sk_common;
+} CORE;
+
+struct tcp_sock {
+	__u64 bytes_acked;
+	__u64 bytes_received;
+	__u32 srtt_us;
+	__u32 total_retrans;
+} CORE;
+
+struct bpf_iter__bpf_sk_storage_map {
+	struct bpf_iter_meta *meta;
+	void *map;
+	struct sock *sk;
+	void *value;
+} CORE;
+
+SEC("iter/bpf_sk_storage_map")
+int qn_live(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct qn_track *t = ctx->value;
+	struct sock *sk = ctx->sk;
+	struct qn_live out = {};
+	struct tcp_sock *tcp;
+
+	if (!sk || !t)
+		return 0;
+	tcp = bpf_skc_to_tcp_sock(sk);
+	if (!tcp)
+		return 0;
+	out.track = *t;
+	out.socket = (__u64)sk->__sk_common.skc_cookie.counter;
+	out.bytes_sent = tcp->bytes_acked;
+	out.bytes_received = tcp->bytes_received;
+	/* As in stats: SYN and FIN are no bytes of the application's. */
+	out.bytes_sent -= out.bytes_sent > 0;
+	if (sk->__sk_common.skc_state == FIN_WAIT2)
+		out.bytes_sent -= out.bytes_sent > 0;
+	if (t->is_fin_in)
+		out.bytes_received -= out.bytes_received > 0;
+	out.srtt_us = tcp->srtt_us >> 3;
+	out.retransmits = tcp->total_retrans;
+	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
+	return 0;
+}
+
+char LICENSE[] SEC("license")
+= "Dual BSD/GPL";
