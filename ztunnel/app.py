@@ -83,6 +83,7 @@ class Ztunnel:
         serving: dict[str, Callable[[], Awaitable[None]]] = {
             "mesh source": self.feed.watch,
             "tables": self.feed.feed,
+            "host names": self.feed.resolver.run,
             "certificates": self.certificates_manager.run,
             "events": self.pump.run,
             **({"revocations": self.revocations.watch} if self.revocations else {}),
@@ -184,6 +185,7 @@ class Ztunnel:
             "services": dump.services(snapshot),
             "policies": dump.policies(snapshot),
             "stagedServices": {},
+            "problems": self.feed.problems(),
             "certificates": dump.certificates(self.certificates_manager.dump()),
             "workloadState": dump.workload_state(self.pods.all(), self._engine.connections()),
             "version": {"version": __version__, "buildStatus": "qanat", "gitRevision": ""},
@@ -229,6 +231,7 @@ class Ztunnel:
             "accessLogLost": self._access_log.lost,
             "errors": list(self.feed.errors),
             "revocations": dump.revocations(self.revocations.status() if self.revocations else None),
+            "problems": self.feed.problems(),
             "pods": [{"uid": pod.uid, "pod": str(pod.info), "identity": str(pod.identity)} for pod in self.pods.all()],
         }
 

@@ -124,6 +124,12 @@ def assemble(
             if not row.valid or row.is_expiring(now)
         ]
     problems += _revocation_problems(tunnels)
+    problems += [
+        f"{one.node}: {text}"
+        for one in dumps
+        if isinstance(one.data, Mapping)
+        for text in one.data.get("problems") or ()
+    ]
     # Every node reads the same files: one mention is enough.
     problems += dict.fromkeys(str(e) for a in agents if isinstance(a.data, Mapping) for e in a.data.get("errors") or ())
     return MeshStatus(

@@ -97,8 +97,18 @@ def peer_authentication(name: str, mode: str, app: str = "") -> Object:
     return _security("PeerAuthentication", name, {"mtls": {"mode": mode}}, app)
 
 
+def egress_policy(name: str, *targets: Object, app: str = "") -> Object:
+    """One rule with these ``to``, or with none at all no rule."""
+    rules = [{"to": list(targets)}] if targets else []
+    return _policy("qanat.io/v1alpha1", "EgressPolicy", name, {"rules": rules}, app)
+
+
 def _security(kind: str, name: str, spec: Object, app: str) -> Object:
+    return _policy("security.istio.io/v1", kind, name, spec, app)
+
+
+def _policy(version: str, kind: str, name: str, spec: Object, app: str) -> Object:
     where, _, short = name.rpartition("/")
     selector = {"selector": {"matchLabels": {"app": app}}} if app else {}
     meta = {"name": short, "namespace": where or "default"}
-    return {"apiVersion": "security.istio.io/v1", "kind": kind, "metadata": meta, "spec": {**spec, **selector}}
+    return {"apiVersion": version, "kind": kind, "metadata": meta, "spec": {**spec, **selector}}

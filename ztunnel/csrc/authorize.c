@@ -1,11 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Policy meets connections: asked when one comes in, before the application hears of it, and again for all that stand
- * when the policies change. Where none were ever applied, everything may come.
+/* Policy meets connections: asked when one comes in, before the application hears of it, when one leaves the mesh,
+ * before it is made, and again for all that stand when the policies change. Where none were ever applied, everything
+ * may come and go.
  */
 #include <stdlib.h>
 
 #include "engine.h"
-#include "policy.h"
+#include "policy_set.h"
+
+static bool ask(struct zt_conn *c, const struct zt_policyset *set, const struct zt_policy_request *q)
+{
+	struct zt_policy_verdict v;
+
+	zt_policyset_evaluate(set, q, &v);
+	zt_name_put(c->rule);
+	zt_name_put(c->noted);
+	c->rule = zt_policyset_words(set, &v);
+	c->noted = zt_policyset_notes(set, &v);
+	return v.allowed;
+}
 
 bool zt_authorize(struct zt_conn *c)
 {
@@ -16,28 +29,52 @@ bool zt_authorize(struct zt_conn *c)
 		.src = c->src,
 		.dst = c->target,
 	};
-	struct zt_policy_verdict v;
 
-	if (!set)
-		return true;
-	zt_policyset_evaluate(set, &q, &v);
-	zt_name_put(c->rule);
-	zt_name_put(c->noted);
-	c->rule = zt_policyset_words(set, &v);
-	c->noted = zt_policyset_notes(set, &v);
-	return v.allowed;
+	return !set || ask(c, set, &q);
 }
 
-static void ask_again(struct zt_podw *p)
+bool zt_authorize_exit(struct zt_conn *c, const struct zt_addr *to)
+{
+	const struct zt_policyset *set = c->w->egress;
+	const struct zt_pod *pod = c->pod->pod;
+	struct zt_policy_request q = {
+		.identity = { zt_name_str(pod->identity), pod->identity ? pod->identity->len : 0 },
+		.dst = *to,
+	};
+
+	if (pod->n_addrs) /* not c->src: an application may bind to what it likes */
+		q.src = pod->addrs[0];
+	return !set || ask(c, set, &q);
+}
+
+/* Is it one that policy is asked about, and what does it say now? */
+static bool is_denied(struct zt_conn *c, enum zt_direction dir)
+{
+	const struct zt_workload *wl;
+
+	if (c->direction != dir || !c->target.family) /* without a target it has not asked for anything yet */
+		return false;
+	if (dir == ZT_INBOUND)
+		return !zt_authorize(c);
+	if (c->path != ZT_PATH_PLAIN)
+		return false;
+	wl = zt_tableset_workload(c->w->tables, &c->target);
+	return !(wl && wl->protocol == ZT_PROTO_HBONE) && !zt_authorize_exit(c, &c->target);
+}
+
+static void ask_again(struct zt_podw *p, enum zt_direction dir)
 {
 	p->pins++;
 	zt_list_each_safe(it, &p->conns)
 	{
 		struct zt_conn *c = zt_container(it, struct zt_conn, link);
 
-		/* Without a target it has not asked for anything yet. */
-		if (c->direction == ZT_INBOUND && c->target.family && !zt_authorize(c))
+		if (!is_denied(c, dir))
+			continue;
+		if (dir == ZT_INBOUND)
 			zt_inbound_deny(c);
+		else
+			zt_outbound_deny(c);
 	}
 	p->pins--;
 	zt_podw_maybe_free(p);
@@ -47,19 +84,30 @@ void zt_worker_policies(struct zt_worker *w, struct zt_policyset *set)
 {
 	zt_policyset_put(w->policies);
 	w->policies = set;
-	zt_map_each(n, &w->pods) ask_again(zt_container(n, struct zt_podw, node));
+	zt_map_each(n, &w->pods) ask_again(zt_container(n, struct zt_podw, node), ZT_INBOUND);
 }
 
-int zt_policies_apply(struct zt_core *core, const struct zt_policies *policies, char *err, size_t err_cap)
+void zt_worker_egress(struct zt_worker *w, struct zt_policyset *set)
 {
+	zt_policyset_put(w->egress);
+	w->egress = set;
+	zt_map_each(n, &w->pods) ask_again(zt_container(n, struct zt_podw, node), ZT_OUTBOUND);
+}
+
+static int apply(struct zt_core *core, enum zt_msg_kind kind, uint64_t *epoch, const struct zt_policies *policies,
+		 char *err, size_t err_cap)
+{
+	bool asks = kind == ZT_M_POLICIES || policies->n_policies || policies->deny_unknown;
 	struct zt_policyset *set;
 	struct zt_msg *all = NULL;
 	int ret;
 
 	if (core->stopped)
 		return -ZT_ESTATE;
-	if (policies->epoch <= core->policy_epoch)
+	if (policies->epoch <= *epoch)
 		return -ZT_ESTALE;
+	if ((policies->by_source != 0) != (kind == ZT_M_EGRESS))
+		return zt_policy_bad(err, err_cap, "guards of the wrong side", 0);
 	ret = zt_policyset_new(policies, &set, err, err_cap);
 	if (ret)
 		return ret;
@@ -68,8 +116,8 @@ int zt_policies_apply(struct zt_core *core, const struct zt_policies *policies, 
 
 		if (!m)
 			goto fail;
-		m->kind = ZT_M_POLICIES;
-		m->policies = zt_policyset_get(set);
+		m->kind = kind;
+		m->policies = asks ? zt_policyset_get(set) : NULL;
 		m->next = all;
 		all = m;
 	}
@@ -79,7 +127,7 @@ int zt_policies_apply(struct zt_core *core, const struct zt_policies *policies, 
 		all = m->next;
 		zt_worker_post(&core->workers[i], m);
 	}
-	core->policy_epoch = policies->epoch;
+	*epoch = policies->epoch;
 	zt_policyset_put(set);
 	return 0;
 
@@ -92,4 +140,14 @@ fail:
 	}
 	zt_policyset_put(set);
 	return -ZT_ENOMEM;
+}
+
+int zt_policies_apply(struct zt_core *core, const struct zt_policies *policies, char *err, size_t err_cap)
+{
+	return apply(core, ZT_M_POLICIES, &core->policy_epoch, policies, err, err_cap);
+}
+
+int zt_egress_apply(struct zt_core *core, const struct zt_policies *policies, char *err, size_t err_cap)
+{
+	return apply(core, ZT_M_EGRESS, &core->egress_epoch, policies, err, err_cap);
 }

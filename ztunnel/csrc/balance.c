@@ -6,6 +6,8 @@
 
 #include "engine.h"
 
+#define SEARCHED 256
+
 static struct zt_load *find(struct zt_worker *w, const struct zt_addr *a)
 {
 	for (struct zt_node *n = zt_map_first(&w->loads, zt_addr_hash(a)); n; n = zt_map_next(n)) {
@@ -66,6 +68,21 @@ int64_t zt_balance_pick(struct zt_conn *c)
 		a = b;
 	c->tried[c->n_tried++] = a;
 	return a;
+}
+
+int64_t zt_balance_search(struct zt_conn *c, bool (*may)(struct zt_conn *c, uint32_t endpoint))
+{
+	uint32_t n = c->row->n, first = n ? (uint32_t)(zt_random(c->w) % n) : 0;
+
+	for (uint32_t i = 0; i < n && i < SEARCHED && c->n_tried < ZT_MAX_TRIES; i++) {
+		uint32_t e = c->row->first + (first + i) % n;
+
+		if (was_tried(c, e) || !may(c, e))
+			continue;
+		c->tried[c->n_tried++] = e;
+		return e;
+	}
+	return -1;
 }
 
 void zt_load_take(struct zt_conn *c, const struct zt_addr *endpoint)

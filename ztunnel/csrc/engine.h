@@ -46,6 +46,7 @@ struct zt_workload {
 	uint32_t protocol;
 	struct zt_name *identity;
 	struct zt_name *uid;
+	struct zt_name *closed; /* NULL = open */
 };
 
 struct zt_service {
@@ -53,6 +54,7 @@ struct zt_service {
 	uint32_t first;
 	uint32_t n;
 	struct zt_name *hostname;
+	struct zt_name *closed;
 };
 
 struct zt_tableset {
@@ -252,6 +254,7 @@ void zt_outbound_cert(struct zt_conn *c);  /* the certificate has come */
 void zt_outbound_status(struct zt_conn *c, int status, const char *error);
 void zt_outbound_failed(struct zt_conn *c, enum zt_reason reason, const char *detail); /* try elsewhere or give up */
 void zt_outbound_retry_tunnel(struct zt_conn *c, enum zt_reason reason); /* same destination, fresh tunnel */
+void zt_outbound_deny(struct zt_conn *c);                                /* refuse it, or cut it when it is open */
 void zt_inbound_accept(struct zt_listener *l, int fd, const struct zt_addr *src);
 void zt_inbound_plain_accept(struct zt_listener *l, int fd, const struct zt_addr *src);
 void zt_inbound_request(struct zt_conn *c, struct zt_request *r);
@@ -268,8 +271,11 @@ void zt_honest_mail(struct zt_podw *p, int fd, const struct zt_addr *src);  /* t
 /* --- authorize.c ------------------------------------------------------------------------------------------------------- */
 /* May an inbound connection with src and target known go on? c->rule says why or why not. */
 bool zt_authorize(struct zt_conn *c);
-void zt_worker_policies(struct zt_worker *w,
-			struct zt_policyset *set); /* takes the reference; cuts what is denied now */
+/* May a pod go there in the clear? The same of its c->rule; no answer where nobody is asked. */
+bool zt_authorize_exit(struct zt_conn *c, const struct zt_addr *to);
+/* Take the reference; cut what is denied now. */
+void zt_worker_policies(struct zt_worker *w, struct zt_policyset *set);
+void zt_worker_egress(struct zt_worker *w, struct zt_policyset *set);
 
 /* --- balance.c ---------------------------------------------------------------------------------------------------------- */
 struct zt_load { /* live connections of this worker to one endpoint */
@@ -279,6 +285,8 @@ struct zt_load { /* live connections of this worker to one endpoint */
 };
 /* Power of two choices among those not tried yet. Returns the endpoint's index in tables, or -1. */
 int64_t zt_balance_pick(struct zt_conn *c);
+/* Any endpoint not tried yet of which `may` says yes, of the first 256 from a random one on. */
+int64_t zt_balance_search(struct zt_conn *c, bool (*may)(struct zt_conn *c, uint32_t endpoint));
 void zt_load_take(struct zt_conn *c, const struct zt_addr *endpoint);
 void zt_load_drop(struct zt_conn *c);
 
@@ -401,6 +409,7 @@ enum zt_msg_kind {
 	ZT_M_LIST,
 	ZT_M_POLICIES,
 	ZT_M_REVOCATIONS,
+	ZT_M_EGRESS,
 	ZT_M_CLIENT, /* another worker accepted a socket that this one awaits */
 };
 
@@ -507,6 +516,7 @@ struct zt_worker {
 
 	struct zt_tableset *tables;
 	struct zt_policyset *policies;      /* NULL = none were ever applied */
+	struct zt_policyset *egress;        /* NULL = nobody is asked */
 	struct zt_revocations *revocations; /* NULL likewise */
 	struct zt_map identities;           /* zt_wanted by name */
 	struct zt_map pods;
@@ -560,6 +570,7 @@ struct zt_core {
 	uint64_t epoch;
 	uint64_t policy_epoch;
 	struct zt_revocations *revocations; /* in force */
+	uint64_t egress_epoch;
 	uint64_t generation;
 	uint64_t *pods; /* ids in use */
 	size_t n_pods, cap_pods;

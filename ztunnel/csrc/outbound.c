@@ -109,6 +109,45 @@ static void go_to(struct zt_conn *c, const struct zt_workload *wl, const struct 
 	zt_event_need_cert(c->w, c->pod);
 }
 
+void zt_outbound_deny(struct zt_conn *c)
+{
+	zt_conn_finish(c, ZT_R_DENIED, zt_name_str(c->rule));
+}
+
+static void set_rule(struct zt_conn *c, struct zt_name *rule)
+{
+	zt_name_put(c->rule);
+	c->rule = zt_name_get(rule);
+}
+
+/* c->rule says why not. `wl` is NULL for an address that nobody in the tables has. */
+static bool may_go(struct zt_conn *c, const struct zt_workload *wl, const struct zt_addr *target)
+{
+	set_rule(c, wl ? wl->closed : NULL);
+	if (c->rule)
+		return false;
+	return (wl && wl->protocol == ZT_PROTO_HBONE) || zt_authorize_exit(c, target);
+}
+
+static const struct zt_workload *endpoint_at(const struct zt_conn *c, uint32_t endpoint, struct zt_addr *target)
+{
+	const struct zt_endpoint_row *e = &c->tables->endpoints[endpoint];
+	const struct zt_workload *wl = &c->tables->workloads[e->workload];
+
+	*target = wl->addr;
+	target->port = (uint16_t)e->port;
+	return wl;
+}
+
+static bool may_use(struct zt_conn *c, uint32_t endpoint)
+{
+	struct zt_addr target;
+	const struct zt_workload *wl = endpoint_at(c, endpoint, &target);
+
+	return may_go(c, wl, &target);
+}
+
+/* False: there is none left. Where policy forbids the one drawn, any that it does not forbid will do. */
 static bool next_endpoint(struct zt_conn *c)
 {
 	int64_t pick = zt_balance_pick(c);
@@ -117,9 +156,15 @@ static bool next_endpoint(struct zt_conn *c)
 
 	if (pick < 0)
 		return false;
-	wl = &c->tables->workloads[c->tables->endpoints[pick].workload];
-	target = wl->addr;
-	target.port = (uint16_t)c->tables->endpoints[pick].port;
+	if (!may_use(c, (uint32_t)pick))
+		pick = zt_balance_search(c, may_use);
+	if (pick < 0) {
+		if (c->retries) /* what the one before it said tells more */
+			return false;
+		zt_outbound_deny(c);
+		return true;
+	}
+	wl = endpoint_at(c, (uint32_t)pick, &target);
 	go_to(c, wl, &target);
 	return true;
 }
@@ -132,7 +177,10 @@ void zt_outbound_start(struct zt_conn *c)
 	c->row = zt_tableset_service(c->tables, &c->dst);
 	if (c->row) {
 		c->service = zt_name_get(c->row->hostname);
-		if (!next_endpoint(c))
+		set_rule(c, c->row->closed);
+		if (c->rule)
+			zt_outbound_deny(c);
+		else if (!next_endpoint(c))
 			zt_conn_finish(c, ZT_R_NO_ENDPOINT, NULL);
 		return;
 	}
@@ -141,7 +189,9 @@ void zt_outbound_start(struct zt_conn *c)
 		return;
 	}
 	wl = zt_tableset_workload(c->tables, &c->dst);
-	if (wl) {
+	if (!may_go(c, wl, &c->dst)) {
+		zt_outbound_deny(c);
+	} else if (wl) {
 		go_to(c, wl, &c->dst);
 	} else {
 		c->target = c->dst;

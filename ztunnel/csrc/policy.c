@@ -8,6 +8,7 @@
 
 #define NO_RULE UINT32_MAX
 #define SPIFFE "spiffe://"
+#define KEYS 6
 
 struct span {
 	const char *s;
@@ -123,12 +124,13 @@ static const struct zt_policy_bucket *bucket_of(const struct zt_policyset *p, ui
 }
 
 /* The keys under which rules of a scope that may match are filed; returns how many. */
-static size_t keys_for(const struct asked *a, uint32_t scope, uint32_t action, uint64_t keys[5])
+static size_t keys_for(const struct asked *a, uint32_t scope, uint32_t action, uint64_t keys[KEYS])
 {
 	size_t n = 0;
 
 	keys[n++] = zt_policy_key(scope, action, ZT_ATTR_ANY, "", 0);
 	keys[n++] = zt_policy_key(scope, action, ZT_ATTR_DST_PORT, &a->dst->port, sizeof(a->dst->port));
+	keys[n++] = zt_policy_key(scope, action, ZT_ATTR_DST_IP, a->dst->ip, sizeof(a->dst->ip));
 	for (uint32_t attr = 0; attr <= ZT_ATTR_ACCOUNT; attr++)
 		if (a->text[attr].len)
 			keys[n++] = zt_policy_key(scope, action, attr, a->text[attr].s, a->text[attr].len);
@@ -142,7 +144,7 @@ static uint32_t first_match(const struct zt_policyset *p, const struct zt_guard_
 	uint32_t best = NO_RULE;
 
 	for (uint32_t s = 0; s < g->n_scopes; s++) {
-		uint64_t keys[5];
+		uint64_t keys[KEYS];
 		size_t n = keys_for(a, p->scopes[g->first_scope + s], action, keys);
 
 		for (size_t k = 0; k < n; k++) {
@@ -176,7 +178,7 @@ static void take_notes(const struct zt_policyset *p, const struct zt_guard_row *
 		       struct zt_policy_verdict *v)
 {
 	for (uint32_t s = 0; s < g->n_scopes; s++) {
-		uint64_t keys[5];
+		uint64_t keys[KEYS];
 		size_t n = keys_for(a, p->scopes[g->first_scope + s], ZT_ACT_NOTE, keys);
 
 		for (size_t k = 0; k < n; k++) {
@@ -202,7 +204,7 @@ void zt_policyset_evaluate(const struct zt_policyset *p, const struct zt_policy_
 {
 	struct zt_policy_verdict v = { .rule = NO_RULE };
 	struct asked a = { .src = &q->src, .dst = &q->dst };
-	const struct zt_guard_row *g = zt_policy_guard(p, &q->dst);
+	const struct zt_guard_row *g = zt_policy_guard(p, p->by_source ? &q->src : &q->dst);
 
 	if (!g) {
 		v.why = ZT_WHY_UNKNOWN;

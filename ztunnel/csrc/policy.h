@@ -2,8 +2,8 @@
 /* Who may talk to whom, compiled. The public part (rows, new, evaluate, explain, free) stands in zt.h.
  *
  * A set is immutable and counted: workers hold references, connections evaluate in the worker that has them. Cost of
- * one evaluation: a hash lookup for the destination's guard, then per scope of it five hash lookups; only rules that
- * could match this source and port are looked at, however many policies there are.
+ * one evaluation: a hash lookup for the guard, then per scope of it six hash lookups; only rules that could match this
+ * source, destination and port are looked at, however many policies there are.
  */
 #ifndef ZT_POLICY_H
 #define ZT_POLICY_H

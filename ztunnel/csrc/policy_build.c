@@ -106,7 +106,9 @@ static void copy_text(struct zt_policyset *p, const struct zt_policies *r)
 
 static int copy_names(struct zt_policyset *p, const struct zt_policies *r)
 {
-	p->no_allow = zt_name_new(ZT_WORDS_NO_ALLOW, sizeof(ZT_WORDS_NO_ALLOW) - 1);
+	const char *no_allow = r->by_source ? ZT_WORDS_NO_EGRESS : ZT_WORDS_NO_ALLOW;
+
+	p->no_allow = zt_name_new(no_allow, strlen(no_allow));
 	p->unknown = zt_name_new(ZT_WORDS_UNKNOWN, sizeof(ZT_WORDS_UNKNOWN) - 1);
 	p->names = calloc(r->n_rules + 1, sizeof(struct zt_name *));
 	if (!p->no_allow || !p->unknown || !p->names)
@@ -124,18 +126,27 @@ static uint64_t key_of_value(uint32_t scope, uint32_t action, uint32_t attr, con
 {
 	uint16_t port = (uint16_t)v->number;
 
-	return attr == ZT_ATTR_DST_PORT ? zt_policy_key(scope, action, attr, &port, sizeof(port))
-					: zt_policy_key(scope, action, attr, v->text, v->len);
+	switch (attr) {
+	case ZT_ATTR_DST_IP:
+		return zt_policy_key(scope, action, attr, v->addr.ip, sizeof(v->addr.ip));
+	case ZT_ATTR_DST_PORT:
+		return zt_policy_key(scope, action, attr, &port, sizeof(port));
+	default:
+		return zt_policy_key(scope, action, attr, v->text, v->len);
+	}
 }
 
 static bool is_exact(const struct zt_policyset *p, const struct zt_test_row *t, uint32_t attr)
 {
 	if (t->attr != attr || t->negate)
 		return false;
-	for (uint32_t i = 0; i < t->n_values; i++)
-		if (p->values[t->first_value + i].match != ZT_MATCH_EXACT &&
-		    p->values[t->first_value + i].match != ZT_MATCH_PORT)
+	for (uint32_t i = 0; i < t->n_values; i++) {
+		const struct zt_policy_value *v = &p->values[t->first_value + i];
+		bool whole = v->match == ZT_MATCH_BLOCK && v->number == (v->addr.family == 4 ? 32 : 128);
+
+		if (v->match != ZT_MATCH_EXACT && v->match != ZT_MATCH_PORT && !whole)
 			return false;
+	}
 	return true;
 }
 
@@ -173,8 +184,9 @@ static int file_under(struct zt_policyset *p, uint64_t key, uint32_t rule)
 
 static int file_rule(struct zt_policyset *p, const struct zt_policy_row *policy, uint32_t rule)
 {
-	/* The source's name tells more than its namespace, and that more than a port. */
-	static const uint32_t attrs[] = { ZT_ATTR_PRINCIPAL, ZT_ATTR_ACCOUNT, ZT_ATTR_NAMESPACE, ZT_ATTR_DST_PORT };
+	/* What tells more comes first. */
+	static const uint32_t attrs[] = { ZT_ATTR_DST_IP, ZT_ATTR_PRINCIPAL, ZT_ATTR_ACCOUNT, ZT_ATTR_NAMESPACE,
+					  ZT_ATTR_DST_PORT };
 	const struct zt_rule_row *r = &p->rules[rule];
 
 	for (size_t a = 0; a < ZT_COUNT(attrs); a++) {
@@ -298,6 +310,7 @@ int zt_policyset_new(const struct zt_policies *rows, struct zt_policyset **out, 
 	ret = -ZT_ENOMEM;
 	atomic_init(&p->refs, 1);
 	p->deny_unknown = rows->deny_unknown != 0;
+	p->by_source = rows->by_source != 0;
 	p->n_rules = rows->n_rules;
 	p->policies = copy(rows->policies, rows->n_policies, sizeof(*p->policies));
 	p->rules = copy(rows->rules, rows->n_rules, sizeof(*p->rules));

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What a compiled set of policies looks like inside: policy_rows.c checks, policy_build.c makes, policy.c reads.
  *
- * Index: a rule that can only match sources with certain principals, namespaces or accounts, or certain ports (one
- * clause of it asks for exact values of that attribute in every option), is filed under each of these values; all
- * others are filed under "anything". A key is a hash of (scope, action, attribute, value): what it finds is evaluated
+ * Index: a rule that can only match sources with certain principals, namespaces or accounts, or certain destinations'
+ * addresses or ports (one clause of it asks for exact values of that attribute in every option), is filed under each of
+ * these values; all others are filed under "anything". A key is a hash of (scope, action, attribute, value): what it finds is evaluated
  * in full, so a collision costs time and never changes a verdict.
  */
 #ifndef ZT_POLICY_SET_H
@@ -12,6 +12,7 @@
 #include "policy.h"
 
 #define ZT_WORDS_NO_ALLOW "no ALLOW policy concerns this workload"
+#define ZT_WORDS_NO_EGRESS "no EgressPolicy concerns this workload"
 #define ZT_WORDS_UNKNOWN "no policy is known for this address"
 #define ZT_ATTR_ANY ZT_ATTRS /* the index's own: rules without such a clause */
 
@@ -37,6 +38,7 @@ struct zt_policy_bucket {
 struct zt_policyset {
 	_Atomic uint32_t refs;
 	bool deny_unknown;
+	bool by_source;
 	struct zt_policy_row *policies;
 	struct zt_rule_row *rules;
 	struct zt_run_row *clauses, *options;

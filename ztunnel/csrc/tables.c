@@ -24,9 +24,12 @@ static void tableset_free(struct zt_tableset *t)
 	for (size_t i = 0; t->workloads && i < t->n_workloads; i++) {
 		zt_name_put(t->workloads[i].identity);
 		zt_name_put(t->workloads[i].uid);
+		zt_name_put(t->workloads[i].closed);
 	}
-	for (size_t i = 0; t->services && i < t->n_services; i++)
+	for (size_t i = 0; t->services && i < t->n_services; i++) {
 		zt_name_put(t->services[i].hostname);
+		zt_name_put(t->services[i].closed);
+	}
 	free(t->workloads);
 	free(t->services);
 	free(t->endpoints);
@@ -63,7 +66,8 @@ static int add_workload(struct zt_tableset *t, const struct zt_workload_row *row
 	w->addr = row->addr;
 	w->addr.port = 0;
 	w->protocol = row->protocol;
-	if (name_copy(row->identity, &w->identity) || name_copy(row->uid, &w->uid))
+	if (name_copy(row->identity, &w->identity) || name_copy(row->uid, &w->uid) ||
+	    name_copy(row->closed, &w->closed))
 		return -ZT_ENOMEM;
 	for (at = ip_hash(&w->addr) & t->addr_mask; t->by_addr[at]; at = (at + 1) & t->addr_mask)
 		if (zt_addr_same_ip(&t->workloads[t->by_addr[at] - 1].addr, &w->addr))
@@ -84,7 +88,7 @@ static int add_service(struct zt_tableset *t, const struct zt_service_row *row, 
 	s->vip = row->vip;
 	s->first = row->first_endpoint;
 	s->n = row->n_endpoints;
-	if (name_copy(row->hostname, &s->hostname))
+	if (name_copy(row->hostname, &s->hostname) || name_copy(row->closed, &s->closed))
 		return -ZT_ENOMEM;
 	for (at = zt_addr_hash(&s->vip) & t->vip_mask; t->by_vip[at]; at = (at + 1) & t->vip_mask)
 		if (zt_addr_equal(&t->services[t->by_vip[at] - 1].vip, &s->vip))

@@ -211,6 +211,10 @@ static void obey(struct zt_worker *w, struct zt_msg *m)
 		zt_worker_revocations(w, m->revocations);
 		m->revocations = NULL;
 		break;
+	case ZT_M_EGRESS:
+		zt_worker_egress(w, m->policies);
+		m->policies = NULL;
+		break;
 	case ZT_M_IDENTITY:
 		put_identity(w, m->identity);
 		m->identity = NULL;
@@ -376,9 +380,10 @@ static void clean_up(struct zt_worker *w)
 	zt_tableset_put(w->tables);
 	w->tables = NULL;
 	zt_policyset_put(w->policies);
-	w->policies = NULL;
 	zt_revocations_put(w->revocations);
 	w->revocations = NULL;
+	zt_policyset_put(w->egress);
+	w->policies = w->egress = NULL;
 	zt_bufpool_free(&w->bufs);
 }
 

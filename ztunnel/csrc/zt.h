@@ -133,6 +133,7 @@ struct zt_workload_row {
 	uint32_t flags;         /* 0 */
 	struct zt_str identity; /* SPIFFE URI the server must prove; empty for PLAIN */
 	struct zt_str uid;      /* names for logs and dumps */
+	struct zt_str closed;   /* why nobody may go there (the rule of such an event); empty = it is open */
 };
 struct zt_endpoint_row {
 	uint32_t workload; /* index into workloads */
@@ -143,6 +144,7 @@ struct zt_service_row {
 	uint32_t first_endpoint; /* run of endpoints[]; empty run = no healthy endpoint: refused */
 	uint32_t n_endpoints;
 	struct zt_str hostname; /* "web.shop.svc.cluster.local" */
+	struct zt_str closed;   /* as of a workload; counts before its endpoints' */
 };
 struct zt_tables {
 	uint64_t epoch; /* strictly increasing; an older or equal one is ZT_ESTALE */
@@ -296,8 +298,9 @@ int zt_counters(const struct zt_core *core, struct zt_counters *out);
 uint64_t zt_core_live(const struct zt_core *core);
 
 /* --- authorization ------------------------------------------------------------------------------------------------
- * Rows in: policies in the order in which they are asked, each in one scope (the workloads it selects). A guard says
- * which scopes concern a destination address. A policy has rules (any matches), a rule clauses (all must match), a
+ * Two sets: one for what comes in, asked at the destination, one for what leaves the mesh, asked at the source. Rows in:
+ * policies in the order in which they are asked, each in one scope (the workloads it selects). A guard says which
+ * scopes concern a destination's address (going out: a source's). A policy has rules (any matches), a rule clauses (all must match), a
  * clause options (any), an option tests (all), a test values (any; `negate`: none). An attribute that is not there (no
  * identity) equals no value. Made by dataplane/policy.py; the reference is mesh/policy/evaluate.py.
  */
@@ -353,14 +356,16 @@ struct zt_policy_row {
 	uint32_t n_rules;    /* 0 = never matches; an ALLOW without rules closes its scope */
 };
 struct zt_guard_row {
-	struct zt_addr addr;  /* of a destination, once; port 0 */
+	struct zt_addr addr;  /* of a destination (by_source: of a source), once; port 0 */
 	uint32_t first_scope; /* run of scopes[] */
 	uint32_t n_scopes;
 };
 struct zt_policies {
 	uint64_t epoch;        /* strictly increasing */
-	uint32_t deny_unknown; /* destinations without a guard: 0 = allowed, 1 = denied */
+	uint32_t deny_unknown; /* addresses without a guard: 0 = allowed, 1 = denied */
 	uint32_t n_scopes;     /* scopes are numbered from 0 */
+	uint32_t by_source;    /* guards are of sources: for zt_egress_apply() */
+	uint32_t pad;
 	const struct zt_policy_row *policies;
 	size_t n_policies;
 	const struct zt_rule_row *rules;
@@ -381,19 +386,19 @@ struct zt_policies {
 struct zt_policy_request {
 	struct zt_str identity; /* SPIFFE URI the source has proven; empty = none */
 	struct zt_addr src;
-	struct zt_addr dst; /* port: what the workload serves */
+	struct zt_addr dst; /* port: what is served there */
 };
 enum zt_verdict_why {
 	ZT_WHY_RULE = 0,      /* `rule` matched */
-	ZT_WHY_NO_ALLOW = 1,  /* nothing matched and no ALLOW policy concerns the destination: allowed */
+	ZT_WHY_NO_ALLOW = 1,  /* nothing matched and no ALLOW policy concerns the guarded: allowed */
 	ZT_WHY_UNMATCHED = 2, /* nothing matched, though there are ALLOW policies: denied */
-	ZT_WHY_UNKNOWN = 3,   /* no guard for the destination */
+	ZT_WHY_UNKNOWN = 3,   /* no guard for the address */
 };
 struct zt_policy_verdict {
 	uint32_t allowed;
 	uint32_t why;      /* enum zt_verdict_why */
 	uint32_t rule;     /* index of the rule that decided, when `why` is RULE */
-	uint32_t guard;    /* index + 1 of the destination's guard, 0 = none */
+	uint32_t guard;    /* index + 1 of the guard, 0 = none */
 	uint32_t n_noted;  /* NOTE rules that matched... */
 	uint32_t noted[4]; /* ...and the first of them */
 };
@@ -408,6 +413,9 @@ size_t zt_policyset_explain(const struct zt_policyset *p, const struct zt_policy
 /* Replace the policies by which inbound connections are judged; before the first time all may come. New connections
  * from now on; open ones that are denied now are cut within a turn of their worker, others are not touched. */
 int zt_policies_apply(struct zt_core *core, const struct zt_policies *policies, char *err, size_t err_cap);
+/* The same for what pods send out of the mesh: plain connections to no tunnelled workload, judged by the address and
+ * port they are made to. Before the first time, and with neither policies nor deny_unknown, nobody is asked. */
+int zt_egress_apply(struct zt_core *core, const struct zt_policies *policies, char *err, size_t err_cap);
 /* Name of a rule by index, empty when out of range. Valid while the set lives. */
 const char *zt_policyset_rule(const struct zt_policyset *p, uint32_t rule);
 

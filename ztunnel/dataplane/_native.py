@@ -67,6 +67,7 @@ class _Lib(Protocol):
     zt_core_live: Callable[[Any], int]
     zt_policyset_new: Callable[[Any, Any, Any, int], int]
     zt_policies_apply: Callable[[Any, Any, Any, int], int]
+    zt_egress_apply: Callable[[Any, Any, Any, int], int]
     zt_policyset_free: Callable[[Any], None]
     zt_policyset_evaluate: Callable[[Any, Any, Any], None]
     zt_policyset_explain: Callable[[Any, Any, Any, int], int]
@@ -379,6 +380,7 @@ class Core:
             out.protocol = 1 if workload.protocol == "HBONE" else 0
             out.identity = arena.string(workload.identity)
             out.uid = arena.string(workload.uid)
+            out.closed = arena.string(workload.closed)
         flat = [endpoint for service in tables.services for endpoint in service.endpoints]
         endpoints = arena.array("struct zt_endpoint_row", len(flat))
         for endpoint, out in zip(flat, endpoints, strict=True):
@@ -391,6 +393,7 @@ class Core:
             out.first_endpoint = first
             out.n_endpoints = len(service.endpoints)
             out.hostname = arena.string(service.hostname)
+            out.closed = arena.string(service.closed)
             first += len(service.endpoints)
         raw = ffi.new("struct zt_tables *")
         raw.epoch = tables.epoch
@@ -401,10 +404,18 @@ class Core:
         self._check(lib.zt_tables_apply(self._handle(), raw, err, ERROR_TEXT), err)
 
     def apply_policies(self, tables: PolicyTables) -> None:
-        """Cuts what they deny. Raises StaleTables, or InvalidArgument naming the row; the old policies stay."""
+        """Who may come in. Cuts what they deny. Raises StaleTables, or InvalidArgument naming the row; the old policies
+        stay."""
+        self._apply_set(lib.zt_policies_apply, tables)
+
+    def apply_egress(self, tables: PolicyTables) -> None:
+        """Who may leave the mesh, and where to; otherwise as apply_policies()."""
+        self._apply_set(lib.zt_egress_apply, tables)
+
+    def _apply_set(self, apply: Callable[[Any, Any, Any, int], int], tables: PolicyTables) -> None:
         wire = Wire(ffi, tables)
         err = ffi.new("char[]", ERROR_TEXT)
-        self._check(lib.zt_policies_apply(self._handle(), wire.raw, err, ERROR_TEXT), err)
+        self._check(apply(self._handle(), wire.raw, err, ERROR_TEXT), err)
 
     def add_pod(self, spec: PodSpec) -> None:
         """Takes the descriptors in `spec`; on failure they stay the caller's."""

@@ -37,6 +37,8 @@ class Engine(Protocol):
 
     def apply_policies(self, tables: PolicyTables) -> None: ...
 
+    def apply_egress(self, tables: PolicyTables) -> None: ...
+
     def add_pod(self, spec: PodSpec) -> None:
         """Takes the descriptors in `spec`; on failure they stay the caller's."""
 

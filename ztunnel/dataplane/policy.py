@@ -7,7 +7,7 @@ never meets another's policies. PeerAuthentication becomes DENY rules for source
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from mesh.model import policy as model
 from mesh.model.policy import AuthorizationPolicy, Condition, Key, MatchKind, Mode, Operation, Peer, PeerAuthentication
@@ -27,9 +27,7 @@ from ztunnel.dataplane.policy_rows import (
     TestRow,
     ValueRow,
 )
-
-_Selector = tuple[tuple[str, str], ...]
-_ScopeKey = tuple[str, _Selector]
+from ztunnel.dataplane.scopes import ScopeKey, Selectors, scope_of, selects
 
 _KINDS = {
     MatchKind.EXACT: Match.EXACT,
@@ -62,9 +60,9 @@ def compile_policies(
 
 
 def compile_set(policies: PolicySet, workloads: Iterable[Workload], epoch: int) -> PolicyTables:
-    selectors = _Selectors(policies)
+    selectors = Selectors(policies.authorization, policies.root_namespace)
     modes = _Modes(policies)
-    numbers: dict[_ScopeKey, int] = {}
+    numbers: dict[ScopeKey, int] = {}
     strict_rows: dict[tuple[RuleRow, ...], PolicyRow] = {}
     concerned: dict[tuple[str, int], tuple[int, ...]] = {}
     guards: list[GuardRow] = []
@@ -89,38 +87,11 @@ def compile_set(policies: PolicySet, workloads: Iterable[Workload], epoch: int) 
             scopes = concerned[memo] = tuple(found)
         guards += [GuardRow(address, scopes) for address in workload.addresses]
     rows = [
-        PolicyRow(policy.label, _action(policy), numbers[_scope(policy)], _rules(policy))
+        PolicyRow(policy.label, _action(policy), numbers[scope_of(policy)], _rules(policy))
         for policy in sorted(policies.authorization, key=lambda policy: policy.key)
-        if _scope(policy) in numbers
+        if scope_of(policy) in numbers
     ]
     return PolicyTables(epoch, True, n_scopes, (*strict_rows.values(), *rows), tuple(guards))
-
-
-def _scope(policy: AuthorizationPolicy | PeerAuthentication) -> _ScopeKey:
-    return policy.namespace, tuple(sorted(policy.selector.items()))
-
-
-def _selects(selector: Iterable[tuple[str, str]], labels: Mapping[str, str]) -> bool:
-    return all(labels.get(key) == value for key, value in selector)
-
-
-class _Selectors:
-    """The scopes of authorization policies, found by one label each instead of tried one by one."""
-
-    def __init__(self, policies: PolicySet) -> None:
-        self._root = policies.root_namespace
-        self._by_label: dict[tuple[str, tuple[str, str] | None], list[_ScopeKey]] = {}
-        for scope in dict.fromkeys(_scope(policy) for policy in policies.authorization):
-            namespace, selector = scope
-            self._by_label.setdefault((namespace, selector[0] if selector else None), []).append(scope)
-
-    def concerning(self, workload: Workload) -> list[_ScopeKey]:
-        found: list[_ScopeKey] = []
-        for namespace in dict.fromkeys((workload.namespace, self._root)):
-            for label in (None, *workload.labels.items()):
-                scopes = self._by_label.get((namespace, label), ())
-                found += [scope for scope in scopes if _selects(scope[1], workload.labels)]
-        return found
 
 
 class _Modes:
@@ -142,13 +113,13 @@ class _Modes:
     def rules_for(self, workload: Workload) -> tuple[RuleRow, ...]:
         for policy in self._rejected:
             here = policy.namespace in (workload.namespace, self._root)
-            if here and _selects(policy.selector.items(), workload.labels):
+            if here and selects(policy.selector.items(), workload.labels):
                 return (RuleRow(f"{policy.label} STRICT", (((NO_IDENTITY,),),)),)
         own = next(
             (
                 policy
                 for policy in self._selecting.get(workload.namespace, ())
-                if _selects(policy.selector.items(), workload.labels)
+                if selects(policy.selector.items(), workload.labels)
             ),
             None,
         )

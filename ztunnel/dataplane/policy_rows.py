@@ -84,7 +84,7 @@ class PolicyRow:
 
 @dataclass(frozen=True, slots=True)
 class GuardRow:
-    """Which scopes concern connections to ``address``."""
+    """Which scopes concern connections to ``address``; or from it, where guards are of sources."""
 
     address: IPAddress
     scopes: tuple[int, ...]
@@ -96,7 +96,8 @@ class PolicyTables:
 
     epoch: strictly increasing. deny_unknown: what becomes of connections to addresses that no guard names.
     policies: in the order in which they are asked; every scope is below n_scopes. guards: an address once.
-    Made by dataplane.policy; read by csrc/policy.c.
+    by_source: guards are of sources (dataplane.egress), otherwise of destinations (dataplane.policy).
+    Read by csrc/policy.c.
     """
 
     epoch: int
@@ -104,6 +105,7 @@ class PolicyTables:
     n_scopes: int = 0
     policies: tuple[PolicyRow, ...] = ()
     guards: tuple[GuardRow, ...] = ()
+    by_source: bool = False
 
 
 @dataclass(frozen=True, slots=True)

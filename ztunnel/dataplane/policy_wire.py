@@ -42,6 +42,7 @@ class Wire:
         self.raw.epoch = tables.epoch
         self.raw.deny_unknown = tables.deny_unknown
         self.raw.n_scopes = tables.n_scopes
+        self.raw.by_source = tables.by_source
 
         self._policies = self._rows("policies", "struct zt_policy_row", len(tables.policies))
         first = 0

@@ -46,12 +46,13 @@ class CoreConfig:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadRow:
-    """``identity``: the SPIFFE URI the server must prove, empty for TCP."""
+    """``identity``: the SPIFFE URI the server must prove, empty for TCP. ``closed``: why nobody may go there."""
 
     addr: Addr
     protocol: Literal["HBONE", "TCP"]
     identity: str
     uid: str
+    closed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +65,12 @@ class EndpointRow:
 
 @dataclass(frozen=True, slots=True)
 class ServiceRow:
-    """One service port. No endpoints: connections to it are refused."""
+    """One service port. No endpoints: connections to it are refused. ``closed`` as in a workload's row."""
 
     vip: Addr
     hostname: str
     endpoints: tuple[EndpointRow, ...]
+    closed: str = ""
 
 
 @dataclass(frozen=True, slots=True)

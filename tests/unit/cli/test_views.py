@@ -160,7 +160,7 @@ def test_status_says_what_is_wrong_and_fails(nodes: Nodes) -> None:
     nodes.pages[nodes.socket("n1", "agent")]["/status"] = agent("n1", ("shopper", "waiting"), errors=(broken,))
     nodes.pages[nodes.socket("n2", "agent")]["/status"] = agent("n2", ("web", "captured"), errors=(broken,))
     old = certificate("web", not_before=moment(-23.9), not_after=moment(0.1))
-    nodes.pages[nodes.socket("n2", "ztunnel")]["/config_dump"] = dump(certificates=[old])
+    nodes.pages[nodes.socket("n2", "ztunnel")]["/config_dump"] = dump(certificates=[old]) | {"problems": ["host x"]}
 
     result = nodes.run("status", "-o", "json")
 
@@ -168,6 +168,7 @@ def test_status_says_what_is_wrong_and_fails(nodes: Nodes) -> None:
     assert seen["problems"] == [
         "n1: pod shop/shopper is waiting: why shopper",
         "n2: certificate of spiffe://cluster.local/ns/shop/sa/web ends in 6m and was not renewed",
+        "n2: host x",
         broken,
     ]
     assert [(n["captured"], n["pods"]) for n in seen["nodes"]] == [(0, 1), (1, 1)]

@@ -89,6 +89,9 @@ class FakeEngine:
     def apply(self, tables: Tables) -> None:
         self.tables = tables
 
+    def apply_egress(self, tables: PolicyTables) -> None:
+        pass
+
     def apply_policies(self, tables: PolicyTables) -> None:
         self.policies = tables
 
