@@ -8,12 +8,13 @@ from pathlib import Path
 
 import click
 
+from mesh.journal.writer import Limits
 from mesh.kube.settings import Labels, TranslateSettings
 from mesh.lifecycle import set_up_logging
 from mesh.privileges import PrivilegeError
 from mesh.sources.choice import SourceChoice, source_options
 from ztunnel import privileges
-from ztunnel.config import DEFAULT_RUN_DIR, Config, EngineSettings
+from ztunnel.config import DEFAULT_RUN_DIR, JOURNAL, Config, EngineSettings
 from ztunnel.identity import target
 
 _PATH = click.Path(path_type=Path)
@@ -57,6 +58,9 @@ _PATH = click.Path(path_type=Path)
 @click.option("--ready-without-certs", "ready_without_certs_s", default=10.0, help="Ready after so long even without.")
 @click.option("--access-log", default="-", help="File, - for standard output, empty for none.")
 @click.option("--access-log-format", type=click.Choice(["text", "json"]), default="text")
+@click.option("--journal", help="Directory of decisions; default <run dir>/.../journal/ztunnel, empty = none.")
+@click.option("--journal-mb", default=32.0, help="What it may take; the oldest goes.")
+@click.option("--journal-days", default=7.0, help="What is older goes.")
 @click.option("--max-series", default=20_000, help="Sets of labels in /metrics.")
 @click.option("--series-idle", "series_idle_s", default=600.0, help="Seconds until an unused set is dropped.")
 @click.option("--workers", default=0, help="Engine threads; 0 = CPUs, at least 2.")
@@ -91,6 +95,9 @@ def main(
     ready_without_certs_s: float,
     access_log: str,
     access_log_format: str,
+    journal: str | None,
+    journal_mb: float,
+    journal_days: float,
     max_series: int,
     series_idle_s: float,
     workers: int,
@@ -130,6 +137,8 @@ def main(
         ready_without_certs_s=ready_without_certs_s,
         access_log=access_log,
         access_log_format=access_log_format,
+        journal=Path(journal) if journal else None if journal == "" else mesh_dir / "nodes" / node / JOURNAL,
+        journal_limits=Limits(int(journal_mb * (1 << 20)), journal_days * 86_400),
         max_series=max_series,
         series_idle_s=series_idle_s,
         engine=EngineSettings(

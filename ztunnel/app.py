@@ -26,6 +26,7 @@ from ztunnel.identity.revocation import RevocationFeed
 from ztunnel.identity.slots import Urgency
 from ztunnel.identity.x509 import IssuedCertificate
 from ztunnel.inpod import LocalPods, ZdsClient
+from ztunnel.journal import Journal
 from ztunnel.lifecycle import Drainer
 from ztunnel.telemetry.accesslog import AccessLog
 from ztunnel.telemetry.decisions import Decisions
@@ -66,6 +67,9 @@ class Ztunnel:
         self._latencies = Latencies()
         self._decisions = Decisions()
         self._access_log = AccessLog(names, log_fd, form=config.access_log_format, pod_name=self._pod_name)
+        self.journal: Journal | None = None
+        if config.journal:
+            self.journal = Journal(config.journal, config.journal_limits, names, engine.connections)
         self.pump = EventPump(
             engine,
             (
@@ -74,6 +78,7 @@ class Ztunnel:
                 self._latencies.on_events,
                 self._decisions.on_events,
                 self._on_events,
+                *((self.journal.on_events,) if self.journal else ()),
             ),
         )
         self._exposition = Exposition(self._series, self._latencies, __version__, self._decisions)
@@ -90,6 +95,8 @@ class Ztunnel:
             "node agent": self._follow_agent,
             "admin socket": functools.partial(http.serve_unix, http.admin, self, self._config.admin_socket),
         }
+        if self.journal:
+            serving["journal"] = self.journal.run
         for name, build, where in (
             ("admin", http.admin, self._config.admin_address),
             ("metrics", http.metrics, self._config.metrics_address),
@@ -103,6 +110,8 @@ class Ztunnel:
             self.pump.drain()
             for task in running:
                 task.cancel()
+        if self.journal:
+            await asyncio.to_thread(self.journal.finish)
         self.pods.close()
 
     async def _follow_agent(self) -> None:
@@ -118,6 +127,8 @@ class Ztunnel:
         names = Names(snapshot)
         self._series.set_names(names)
         self._access_log.set_names(names)
+        if self.journal:
+            self.journal.set_names(names)
 
     def _on_pods(self) -> None:
         wanted = self.pods.identities()
@@ -229,6 +240,7 @@ class Ztunnel:
             "live": counters.conns_live,
             "tunnels": {"inbound": counters.tunnels_in_live, "outbound": counters.tunnels_out_live},
             "accessLogLost": self._access_log.lost,
+            "journal": self.journal.status() if self.journal else None,
             "errors": list(self.feed.errors),
             "revocations": dump.revocations(self.revocations.status() if self.revocations else None),
             "problems": self.feed.problems(),

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mesh.journal.writer import Limits
 from mesh.sources.choice import SourceChoice
 
 DEFAULT_RUN_DIR = Path("/run/qanat")
+JOURNAL = "journal/ztunnel"
+"""In the node's directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,8 @@ class EngineSettings:
 class Config:
     """`ready_without_certs_s`: ready even when certificates are missing after so long (a CA that is away must not keep
     a node from rolling). `ttl_s`: certificate lifetime asked for. `crl`: file of revocation lists. Addresses of the
-    TCP doors may be empty = none."""
+    TCP doors may be empty = none.
+    `journal`: directory of the decision journal, None = none is kept."""
 
     mesh: str
     node: str
@@ -45,6 +49,8 @@ class Config:
     ready_without_certs_s: float = 10.0
     access_log: str = "-"
     access_log_format: str = "text"
+    journal: Path | None = None
+    journal_limits: Limits = field(default_factory=Limits)
     max_series: int = 20_000
     series_idle_s: float = 600.0
     engine: EngineSettings = field(default_factory=EngineSettings)

@@ -53,9 +53,9 @@ class Party:
 class Flow:
     """Connections that differ in nothing but their time and source port are one flow.
 
-    ``port``: what the workload serves (inbound), what was dialled (outbound: the service's port when ``service`` is
-    set). ``rule``: what decided, ``noted``: AUDIT rules and dry runs that matched, both as mesh.policy.evaluate words
-    them. ``error``: why it did not come to stand, a word of the engine; empty otherwise.
+    ``port``: what the destination serves; of an outbound tunnel what was dialled, the service's when ``service`` is
+    set: the other node knows the rest. ``rule``: what decided, ``noted``: AUDIT rules and dry runs that matched, both
+    in the words of mesh.policy.evaluate. ``error``: why it did not come to stand, a word of the engine; else empty.
     """
 
     direction: Direction

@@ -19,10 +19,13 @@ class Reading:
 
     ``findings``: signs of a change, one sentence each: none means that the chain of hashes is whole from the first
     segment that the limits left to the head. ``torn``: ends that a crash left unfinished, which is no change.
+    ``expect``: a head that a writer told of: it must be in there, else the end was cut off.
     """
 
-    def __init__(self, journal: Segments) -> None:
+    def __init__(self, journal: Segments, expect: Head | None = None) -> None:
         self._journal = journal
+        self._expect = expect
+        self._met = expect is None
         self.findings: list[str] = []
         self.torn: list[str] = []
         self.head: Head | None = None
@@ -37,6 +40,8 @@ class Reading:
             yield from self._segment(number, data)
         if self._open_end is not None:
             self._settle_open_end(goes_on=True)
+        if self._expect is not None and not self._met:
+            self._find(f"{name_of(self._expect.segment)} was written to byte {self._expect.size}: that end is missing")
         first, last = self._first, self._last
         if first is not None and last is not None and first.number > last.kept_from:
             self._find(
@@ -57,14 +62,20 @@ class Reading:
         self._first = self._first or header
         self._last = header
         self._end, size = digest, HEADER_SIZE
+        self._meet(digest)
         decoder = Decoder()
         for found in blocks(data[:MAX_SEGMENT], digest):
             if isinstance(found, Damage):
                 self._open_end = (name, found)
                 break
             self._end, size = found.hash, found.end
+            self._meet(found.hash)
             yield from self._block(name, decoder, found)
         self.head = Head(number, size, self._end.hex())
+
+    def _meet(self, digest: bytes) -> None:
+        if self._expect is not None and digest.hex() == self._expect.hash:
+            self._met = True
 
     def _follow(self, name: str, header: Header) -> None:
         """Does this segment go on from where the one before ended?"""

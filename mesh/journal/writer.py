@@ -43,7 +43,7 @@ class Busy(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``max_bytes`` of the directory (held to a segment), ``max_age_s`` of what it holds."""
+    """``max_bytes`` of the directory (kept to within a segment), ``max_age_s`` of what it holds."""
 
     max_bytes: int = 32 << 20
     max_age_s: float = 7 * 86_400.0
@@ -89,10 +89,9 @@ class Writer:
         tail = self._tail
         return Head(tail.number, tail.size, tail.hash.hex()) if tail else None
 
-    def append(self, entries: Sequence[Record | Lost], now_us: int, *, wait: bool = False) -> None:
-        """All or, on an error, an unknown part of them; none is well too: what has become too old goes. ``wait`` for
-        another process that appends instead of raising Busy."""
-        with self._locked(wait=wait):
+    def append(self, entries: Sequence[Record | Lost], now_us: int) -> None:
+        """All or, on an error, an unknown part of them; none is well too: what has become too old goes."""
+        with self._locked():
             files = listing(self._directory)
             if self._tail is not None and not self._is_end(files):
                 self._tail = None
@@ -173,17 +172,27 @@ class Writer:
             self._begin(now_us)
 
     @contextlib.contextmanager
-    def _locked(self, *, wait: bool) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         fd = os.open(self._directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Busy from None
             yield
         finally:
             os.close(fd)
+
+
+def in_memory(entries: Sequence[Record | Lost], now_us: int) -> bytes:
+    """A segment of its own, number 0, for who wants to send entries instead of keeping them."""
+    raw, digest = seal_header(Header(0, now_us, 0, ORIGIN))
+    encoder, parts = Encoder(), [raw]
+    for start in range(0, len(entries), ENTRIES_A_BLOCK):
+        raw, digest = seal_block(digest, now_us, encoder.block(now_us, entries[start : start + ENTRIES_A_BLOCK]))
+        parts.append(raw)
+    return b"".join(parts)
 
 
 def _end_of(path: Path) -> bytes:

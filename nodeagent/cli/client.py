@@ -88,6 +88,28 @@ async def ask_async(mesh: RunningMesh, *questions: tuple[Program, str]) -> list[
 
 
 async def _ask_one(node: Node, program: Program, path: str) -> Answer:
+    try:
+        return Answer(node.name, program, json.loads(await _get(node, program, path)))
+    except json.JSONDecodeError as error:
+        return Answer(node.name, program, None, f"GET {path}: not JSON: {error}")
+    except NoAnswer as error:
+        return Answer(node.name, program, None, str(error))
+
+
+class NoAnswer(Exception):
+    """Why a page could not be had. ``status``: what HTTP said, 0 when it did not come so far."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def fetch(node: Node, program: Program, path: str) -> bytes:
+    """A page as it is. Raises NoAnswer."""
+    return asyncio.run(_get(node, program, path))
+
+
+async def _get(node: Node, program: Program, path: str) -> bytes:
     where = node.socket(program)
     try:
         connector = aiohttp.UnixConnector(path=str(where))
@@ -97,16 +119,14 @@ async def _ask_one(node: Node, program: Program, path: str) -> Answer:
             session.get(f"http://{program.value}{path}") as response,
         ):
             if response.status != 200:
-                return Answer(node.name, program, None, f"GET {path}: HTTP {response.status}")
-            return Answer(node.name, program, json.loads(await response.read()))
+                raise NoAnswer(f"GET {path}: HTTP {response.status}", response.status)
+            return await response.read()
     except TimeoutError:
-        return Answer(node.name, program, None, f"no answer in {TIMEOUT_S:g} s")
-    except json.JSONDecodeError as error:
-        return Answer(node.name, program, None, f"GET {path}: not JSON: {error}")
+        raise NoAnswer(f"no answer in {TIMEOUT_S:g} s") from None
     except aiohttp.ClientConnectorError as error:
-        return Answer(node.name, program, None, _why_closed(where, error))
+        raise NoAnswer(_why_closed(where, error)) from error
     except (aiohttp.ClientError, OSError) as error:
-        return Answer(node.name, program, None, str(error) or type(error).__name__)
+        raise NoAnswer(str(error) or type(error).__name__) from error
 
 
 def _why_closed(where: Path, error: aiohttp.ClientConnectorError) -> str:

@@ -20,6 +20,8 @@ COMMANDS = {
     "services": ("nodeagent.cli.views", "services", "Services and their endpoints."),
     "certs": ("nodeagent.cli.views", "certs", "Certificates of this mesh's workloads."),
     "connections": ("nodeagent.cli.views", "connections", "Open connections."),
+    "whatif": ("nodeagent.cli.whatif", "whatif", "What changed objects would do to connections seen so far."),
+    "audit": ("nodeagent.cli.audit", "audit", "Export the decision journal, or verify an export."),
     "logs": ("nodeagent.cli.logs", "logs", "Logs of programs and pods."),
     "version": ("nodeagent.cli.version", "show", "Versions of Qanat and of what it stands on."),
 }

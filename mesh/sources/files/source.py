@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +80,8 @@ class FileSource:
         self._files: dict[Path, _File] = {}
         self._missing: set[Path] = set()
         self._good: dict[tuple[bool, ObjectRef], KubeObject] = {}
+        self._objects: dict[ObjectRef, KubeObject] = {}
+        self._overlays: dict[ObjectRef, KubeObject] = {}
         self._last = SourceUpdate(_EMPTY, diff(_EMPTY, _EMPTY), ())
         self._loaded = False
 
@@ -91,6 +93,17 @@ class FileSource:
     def load(self) -> tuple[MeshSnapshot, list[SourceError]]:
         self._refresh()
         return self._last.snapshot, list(self._last.errors)
+
+    def altered(self, put: Iterable[KubeObject], removed: Collection[ObjectRef]) -> MeshSnapshot:
+        """What load() found, but with these objects in place of those of their names, and without ``removed``."""
+        objects = {**self._objects, **{item.ref: item for item in put}}
+        whole = _with_status({ref: item for ref, item in objects.items() if ref not in removed}, self._overlays)
+        return assemble(whole.values(), self._settings).snapshot(self._last.snapshot.epoch + 1)
+
+    @property
+    def objects(self) -> tuple[ObjectRef, ...]:
+        """Names of all that load() found and that count, sorted."""
+        return tuple(sorted(self._objects))
 
     async def watch(self) -> AsyncGenerator[SourceUpdate, None]:
         if not self._loaded:
@@ -204,10 +217,8 @@ class FileSource:
         self._good = {(False, ref): value for ref, value in objects.items()}
         self._good.update({(True, ref): value for ref, value in overlays.items()})
         objects.update(stand_ins)
-        for ref, overlay in overlays.items():
-            if ref in objects:
-                objects[ref] = _overlaid(objects[ref], overlay)
-        return objects, errors, notes
+        self._objects, self._overlays = objects, overlays
+        return _with_status(objects, overlays), errors, notes
 
 
 _EMPTY = MeshSnapshot.build(0)
@@ -216,6 +227,12 @@ _EMPTY = MeshSnapshot.build(0)
 def _kept(entry: Entry, path: Path) -> Entry:
     message = "is gone from this file, in which an object cannot be told by its name: it counts until that is mended"
     return replace(entry, line=0, error=SourceError(str(path), 0, str(entry.ref), "", message))
+
+
+def _with_status(
+    objects: Mapping[ObjectRef, KubeObject], overlays: Mapping[ObjectRef, KubeObject]
+) -> dict[ObjectRef, KubeObject]:
+    return {ref: _overlaid(item, overlays[ref]) if ref in overlays else item for ref, item in objects.items()}
 
 
 def _overlaid(base: KubeObject, overlay: KubeObject) -> KubeObject:

@@ -11,7 +11,7 @@ from mesh.journal.directory import Directory
 from mesh.journal.flow import Direction, Flow, Lost, Party, Record, Verdict
 from mesh.journal.flow import Path as Way
 from mesh.journal.reader import Reading
-from mesh.journal.writer import Limits, Writer
+from mesh.journal.writer import Head, Limits, Writer
 
 SECOND = 1_000_000
 NOW = 1_700_000_000 * SECOND
@@ -50,6 +50,6 @@ def ports(entries: Iterable[Record | Lost]) -> list[int]:
     return [entry.flow.port for entry in entries if isinstance(entry, Record)]
 
 
-def read(directory: Path) -> tuple[list[Record | Lost], Reading]:
-    reading = Reading(Directory(directory))
+def read(directory: Path, expect: Head | None = None) -> tuple[list[Record | Lost], Reading]:
+    reading = Reading(Directory(directory), expect)
     return list(reading.entries()), reading

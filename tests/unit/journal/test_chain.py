@@ -92,10 +92,15 @@ def test_end_cut_at_a_block_is_found_by_the_head(tmp_path: Path) -> None:
     path = listing(tmp_path)[0].path
     path.write_bytes(b"".join(cut_blocks(path)[:-1]))
 
-    reading = read(tmp_path)[1]
+    assert read(tmp_path)[1].findings == []
+    assert "that end is missing" in read(tmp_path, head)[1].findings[0]
 
-    assert reading.findings == []
-    assert reading.head != head
+
+def test_head_that_others_went_on_from_is_no_finding(tmp_path: Path) -> None:
+    head = journal(tmp_path, 2).head
+    journal(tmp_path, 4)
+
+    assert read(tmp_path, head)[1].findings == []
 
 
 def test_removed_segment_is_found_in_the_middle_and_at_the_start(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_two_writers_of_one_directory_make_one_chain(tmp_path: Path) -> None:
     assert reading.findings == []
 
 
-def test_writer_does_not_wait_for_another_unless_told(tmp_path: Path) -> None:
+def test_writer_does_not_wait_for_another(tmp_path: Path) -> None:
     writer = journal(tmp_path, 1)
     with (tmp_path / LOCK).open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -14,6 +14,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from mesh.journal.directory import Fetched
+from mesh.journal.flow import Record, Verdict
+from mesh.journal.reader import Reading
+from mesh.journal.writer import Head
 from mesh.lifecycle import Shutdown
 from mesh.model.identity import Identity
 from mesh.sources.choice import SourceChoice
@@ -89,6 +93,11 @@ class Running:
             async with session.request("POST" if post else "GET", f"http://ztunnel{path}") as response:
                 return response.status, await response.text()
 
+    async def get_bytes(self, path: str) -> bytes:
+        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.socket))) as session:
+            async with session.get(f"http://ztunnel{path}") as response:
+                return await response.read()
+
     def certify(self, identity: Identity = CLIENT) -> None:
         """As if the authority had answered."""
         manager: CertificateManager = self.app.certificates_manager
@@ -121,6 +130,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
         ready_address="",
         drain_s=0.3,
         ready_without_certs_s=3600,
+        journal=tmp_path / "journal",
     )
     engine, shutdown = FakeEngine(), Shutdown()
     log_path = tmp_path / "access.log"
@@ -184,6 +194,27 @@ async def test_events_become_lines_and_series(running: Running) -> None:
     assert series["istio_tcp_sent_bytes_total"] == "22.0"
     assert 'qanat_connect_duration_seconds_bucket{le="0.0025",path="tunnel",reporter="source"} 1.0' in page
     assert "process_open_fds" in page
+
+
+async def test_ended_connections_are_in_the_journal_and_open_ones_beside_it(running: Running, tmp_path: Path) -> None:
+    running.engine.emit(event(1), event(2))
+    running.engine.open = [event(3, kind=Kind.LIVE, rule="shop/web rules[0]")]
+    await eventually(running.log.read_text)
+
+    index = json.loads((await running.get("/journal"))[1])
+    live = Reading(Fetched(((0, await running.get_bytes("/journal/live")),)))
+    segment = Reading(Fetched(((1, await running.get_bytes("/journal/1")),)), Head(**index["head"]))
+
+    (open_one,) = live.entries()
+    (ended,) = segment.entries()
+    assert isinstance(ended, Record)
+    assert isinstance(open_one, Record)
+    assert (ended.count, ended.flow.source.workload, ended.flow.verdict) == (2, "shop/client", Verdict.ALLOWED)
+    assert open_one.flow.rule == "shop/web rules[0]"
+    assert [one["number"] for one in index["segments"]] == [1]
+    assert segment.findings == []
+    assert (await running.get("/journal/2"))[0] == 404
+    assert json.loads((await running.get("/status"))[1])["journal"]["lost"] == 0
 
 
 async def test_certificate_the_engine_asks_for_is_ordered(running: Running) -> None:

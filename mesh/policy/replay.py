@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What policies would say of connections that were seen: for `qanat whatif`.
+
+Judged is who is who now, not then: a pod that has gone is stood in for by another of its Deployment, and a source has
+the identity that the mesh gives it today. Both snapshots are asked in the same way, so only their difference shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from ipaddress import ip_address
+from types import MappingProxyType
+
+from mesh.journal.flow import Direction, Flow, Party, Record, Verdict
+from mesh.model.identity import Identity, InvalidIdentity
+from mesh.model.snapshot import MeshSnapshot
+from mesh.model.workload import IPAddress, Workload
+from mesh.policy.egress import Addresses, EgressRequest, evaluate_egress, restricts
+from mesh.policy.evaluate import PolicySet, Request, evaluate
+
+NO_ADDRESSES: Addresses = MappingProxyType({})
+GONE = "the destination is gone"
+UNCAPTURED = "the destination is not captured: nothing decides there"
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A verdict and what decided; ``allowed`` is None where nothing can be said, and ``rule`` says why."""
+
+    allowed: bool | None
+    rule: str
+
+
+class Change(Enum):
+    DENIED = "newly denied"
+    ALLOWED = "newly allowed"
+    NONE = "unchanged"
+    UNKNOWN = "not judged"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Connections between two parties to one port, whatever was said of them then. Times: Unix microseconds."""
+
+    direction: Direction
+    source: Party
+    destination: Party
+    port: int
+    allowed: int = 0
+    denied: int = 0
+    first_us: int = 0
+    last_us: int = 0
+
+    @property
+    def count(self) -> int:
+        return self.allowed + self.denied
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    seen: Observed
+    before: Said
+    after: Said
+
+    @property
+    def change(self) -> Change:
+        if self.before.allowed is None or self.after.allowed is None:
+            return Change.UNKNOWN
+        if self.before.allowed == self.after.allowed:
+            return Change.NONE
+        return Change.ALLOWED if self.after.allowed else Change.DENIED
+
+
+def gather(records: Iterable[Record]) -> list[Observed]:
+    """Flows on which a policy decides: those that came in, and plain ones that left the mesh. The latter only where the
+    policy of the source can be asked."""
+    found: dict[tuple[Direction, Party, Party, int], list[int]] = {}
+    for record in records:
+        flow = record.flow
+        if flow.verdict is Verdict.UNDECIDED or not _is_decided_here(flow):
+            continue
+        key = (flow.direction, flow.source, flow.destination, flow.port)
+        counts = found.setdefault(key, [0, 0, record.first_us, record.last_us])
+        counts[flow.verdict is Verdict.DENIED] += record.count
+        counts[2] = min(counts[2], record.first_us)
+        counts[3] = max(counts[3], record.last_us)
+    return [Observed(*key, *counts) for key, counts in found.items()]
+
+
+def _is_decided_here(flow: Flow) -> bool:
+    """The two nodes of a tunnel both write: the destination's line is the one that counts."""
+    return flow.direction is Direction.INBOUND or (
+        bool(flow.source.identity) and not flow.destination.identity and bool(flow.destination.ip)
+    )
+
+
+def compare(before: Judge, after: Judge, seen: Iterable[Observed]) -> list[Outcome]:
+    """A flow that only the change makes unjudgeable has lost its destination: denied."""
+    found = []
+    for one in seen:
+        was, is_ = before.say(one), after.say(one)
+        if is_.allowed is None and was.allowed is not None:
+            is_ = Said(False, is_.rule)
+        found.append(Outcome(one, was, is_))
+    return found
+
+
+@dataclass(frozen=True)
+class Judge:
+    """One snapshot's answers. ``addresses``: what the host names of egress policies stand for."""
+
+    snapshot: MeshSnapshot
+    addresses: Addresses = field(default_factory=lambda: NO_ADDRESSES)
+
+    @cached_property
+    def _policies(self) -> PolicySet:
+        return PolicySet.of(self.snapshot)
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Workload]:
+        return {f"{one.namespace}/{one.name}": one for one in self.snapshot.workloads.values()}
+
+    @cached_property
+    def _by_owner(self) -> Mapping[tuple[str, str], Workload]:
+        return {(one.namespace, one.workload_name): one for one in self.snapshot.workloads.values()}
+
+    def say(self, seen: Observed) -> Said:
+        ip = _ip(seen.destination.ip)
+        if ip is None:
+            return Said(None, "no address was written down")
+        if seen.direction is Direction.OUTBOUND:
+            return self._leaving(seen, ip)
+        workload = self._workload(seen.destination)
+        if workload is None:
+            return Said(None, GONE)
+        if not workload.captured:
+            return Said(True, UNCAPTURED)
+        verdict = evaluate(
+            self._policies,
+            Request(
+                source=self._identity(seen.source),
+                source_ip=_ip(seen.source.ip) or ip,
+                namespace=workload.namespace,
+                labels=workload.labels,
+                ip=_address_now(workload, ip),
+                port=seen.port,
+            ),
+        )
+        return Said(verdict.allowed, verdict.rule)
+
+    def _leaving(self, seen: Observed, ip: IPAddress) -> Said:
+        source = self._workload(seen.source)
+        if source is None:
+            return Said(None, "the source is gone")
+        if not source.captured or not restricts(self.snapshot, source):
+            return Said(True, "no EgressPolicy concerns this workload")
+        target = self.snapshot.workload_at(ip)
+        if target is not None and target.captured:
+            return Said(True, "the destination is of the mesh: its own node decides")
+        request = EgressRequest(source.identity, source.labels, ip, seen.port)
+        verdict = evaluate_egress(self.snapshot.egress_policies, request, self.addresses)
+        return Said(verdict.allowed, verdict.rule)
+
+    def _workload(self, party: Party) -> Workload | None:
+        if not party.workload:
+            return None
+        found = self._by_name.get(party.workload)
+        if found is None and party.owner:
+            found = self._by_owner.get((party.workload.partition("/")[0], party.owner))
+        return found
+
+    def _identity(self, party: Party) -> Identity | None:
+        """Of a source that the mesh knows, what it would prove now; of another what it proved then."""
+        workload = self._workload(party)
+        if workload is not None:
+            return workload.identity if workload.captured else None
+        try:
+            return Identity.parse(party.identity) if party.identity else None
+        except InvalidIdentity:
+            return None
+
+
+def _ip(text: str) -> IPAddress | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
+
+def _address_now(workload: Workload, ip: IPAddress) -> IPAddress:
+    """The address that was dialled, or the pod's of that family when it has come back with another."""
+    if ip in workload.addresses:
+        return ip
+    return next((one for one in workload.addresses if one.version == ip.version), ip)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decision journals of all nodes of a mesh, read as one.
+
+Each program sends its segments as they are on its disk, so the hashes are checked here. The journal of a ztunnel that
+does not run is read from the node's directory, where that is on this machine."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mesh.journal.directory import Directory, Fetched, Segments, listing
+from mesh.journal.flow import Lost, Record
+from mesh.journal.reader import Reading
+from mesh.journal.writer import Head
+from nodeagent.cli.client import Answer, NoAnswer, Node, Program, RunningMesh, ask, fetch
+
+PAGE = (Program.ZTUNNEL, "/journal")
+FOLDER = "journal"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What one program of one node wrote down; a record that is still open has no time of writing."""
+
+    node: str
+    program: str
+    entry: Record | Lost
+
+
+@dataclass(frozen=True, slots=True)
+class NodeJournal:
+    """``offline``: read from disk, since the program did not answer and why."""
+
+    node: Node
+    program: Program
+    reading: Reading
+    is_open: bool = True
+    offline: str = ""
+
+    def entries(self) -> Iterator[Observed]:
+        for entry in self.reading.entries():
+            yield Observed(self.node.name, self.program.value, entry)
+
+    def live(self) -> Iterator[Observed]:
+        """Open connections."""
+        if self.is_open:
+            try:
+                data = fetch(self.node, self.program, "/journal/live")
+            except NoAnswer:
+                return
+            for entry in Reading(Fetched(((0, data),))).entries():
+                yield Observed(self.node.name, self.program.value, entry)
+
+
+@dataclass(slots=True)
+class Journals:
+    """``silent``: nodes whose journal could not be had. Findings are complete once `entries` has been gone through."""
+
+    found: Sequence[NodeJournal]
+    silent: Sequence[Answer] = field(default_factory=tuple)
+
+    def entries(self) -> Iterator[Observed]:
+        """Of all nodes, in the order of writing."""
+        return heapq.merge(*(one.entries() for one in self.found), key=lambda one: one.entry.written_us)
+
+    def with_open(self) -> Iterator[Observed]:
+        """Then the connections that are open now."""
+        yield from self.entries()
+        for one in self.found:
+            yield from one.live()
+
+    @property
+    def findings(self) -> list[str]:
+        """Signs of a change, with the node's name."""
+        return [f"{one.node.name}: {one.program.value}: {text}" for one in self.found for text in one.reading.findings]
+
+
+def find_journals(mesh: RunningMesh) -> Journals:
+    found, silent = [], []
+    (answers,) = ask(mesh, PAGE)
+    for node, answer in zip(mesh.nodes, answers, strict=True):
+        if not answer.error:
+            found.append(_online(node, answer))
+            continue
+        directory = node.directory / FOLDER / answer.program.value
+        if listing(directory):
+            found.append(NodeJournal(node, answer.program, Reading(Directory(directory)), False, answer.error))
+        else:
+            silent.append(answer)
+    return Journals(found, silent)
+
+
+def _online(node: Node, answer: Answer) -> NodeJournal:
+    data: Mapping[str, Any] = answer.data if isinstance(answer.data, Mapping) else {}
+    head = data.get("head")
+    expect = Head(int(head["segment"]), int(head["size"]), str(head["hash"])) if isinstance(head, Mapping) else None
+    sizes = tuple((int(one["number"]), int(one["size"])) for one in data.get("segments") or ())
+    return NodeJournal(node, answer.program, Reading(_Remote(node, answer.program, sizes), expect))
+
+
+@dataclass(frozen=True, slots=True)
+class _Remote(Segments):
+    """Asks for one segment after the other, each up to the size it had when the list was made."""
+
+    node: Node
+    program: Program
+    sizes: tuple[tuple[int, int], ...]
+
+    def segments(self) -> Iterator[tuple[int, bytes]]:
+        for number, size in self.sizes:
+            try:
+                yield number, fetch(self.node, self.program, f"/journal/{number}")[:size]
+            except NoAnswer as error:
+                if error.status != 404:  # the limits may have dropped it meanwhile
+                    raise
