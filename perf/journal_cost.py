@@ -65,7 +65,8 @@ def events(distinct: int) -> list[Event]:
     return [
         Event(
             number, 1, Kind.CLOSED, Direction.INBOUND, Way.TUNNEL, Reason.OK, 0,
-            time.time_ns() // 1000, 1000, 100, -1, 10, 10, addresses[number % distinct], SERVER, addresses[number % distinct],
+            time.time_ns() // 1000, 1000, 100, -1, 10, 10,
+            addresses[number % distinct], SERVER, addresses[number % distinct],
             identities[number % distinct], "spiffe://cluster.local/ns/shop/sa/web", "web.shop.svc.cluster.local", "",
             "shop/web-allow rules[0]", (),
         )

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
-from mesh.kube.assemble import Assembler
+from mesh.kube.assemble import Assembler, assemble
 from mesh.kube.objects import KubeObject, ObjectRef, PodObject, ServiceObject
 from mesh.kube.settings import Labels, TranslateSettings
 from mesh.model.snapshot import MeshSnapshot, diff
