@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import functools
 import logging
 import os
@@ -21,6 +22,7 @@ from ztunnel.dataplane.feed import TableFeed
 from ztunnel.dataplane.names import Names
 from ztunnel.dataplane.values import Event, Kind
 from ztunnel.identity.client import CertificateSource
+from ztunnel.identity.kept import Kept, NothingKept
 from ztunnel.identity.manager import CertificateManager, State
 from ztunnel.identity.revocation import RevocationFeed
 from ztunnel.identity.slots import Urgency
@@ -38,13 +40,23 @@ log = logging.getLogger(__name__)
 
 
 class Ztunnel:
-    """All tasks of the process. The engine is started and stopped by the caller, who owns it and `ca`."""
+    """All tasks of the process. The engine is started and stopped by the caller, who owns it and `ca`. `kept`:
+    certificates from before a restart, and for the next."""
 
-    def __init__(self, config: Config, engine: Engine, ca: CertificateSource, shutdown: Shutdown, log_fd: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        ca: CertificateSource,
+        shutdown: Shutdown,
+        log_fd: int,
+        kept: Kept | None = None,
+    ) -> None:
         self._config = config
         self._engine = engine
         self._shutdown = shutdown
         self._started = time.monotonic()
+        self._kept = kept or NothingKept()
         names = Names(MeshSnapshot.build(0))
         self.certificates_manager = CertificateManager(ca, self._on_certificate, ttl_s=config.ttl_s)
         self.revocations = (
@@ -93,6 +105,7 @@ class Ztunnel:
             "events": self.pump.run,
             **({"revocations": self.revocations.watch} if self.revocations else {}),
             "node agent": self._follow_agent,
+            "kept certificates": self._forget_the_gone,
             "admin socket": functools.partial(http.serve_unix, http.admin, self, self._config.admin_socket),
         }
         if self.journal:
@@ -114,6 +127,11 @@ class Ztunnel:
             await asyncio.to_thread(self.journal.finish)
         self.pods.close()
 
+    async def _forget_the_gone(self) -> None:
+        """What was kept for pods that left while nobody was here."""
+        await self.client.has_snapshot.wait()
+        self._kept.keep_only(self.pods.identities())
+
     async def _follow_agent(self) -> None:
         """To the very end: a successor is announced, and deletions concern us, while we drain.
 
@@ -132,11 +150,16 @@ class Ztunnel:
 
     def _on_pods(self) -> None:
         wanted = self.pods.identities()
+        known = {status.identity for status in self.certificates_manager.dump()}
         for identity in wanted:
+            if identity not in known:
+                self._restore(identity)
             self.certificates_manager.ensure(identity)
         for status in self.certificates_manager.dump():
             if status.identity not in wanted:
                 self.certificates_manager.forget(status.identity)
+                if not self.drainer.is_draining:  # then it is the successor's
+                    self._kept.forget(status.identity)
                 if self.revocations is not None:
                     self.revocations.forget(status.identity)
                 if status.certificate is not None:
@@ -146,6 +169,17 @@ class Ztunnel:
         if self.revocations is not None:
             self.revocations.trust(identity, issued)
         self._engine.put_identity(str(identity), issued.chain_pem, issued.key_pem, issued.roots_pem)
+        self._kept.keep(identity, issued)
+
+    def _restore(self, identity: Identity) -> None:
+        found = self._kept.recall(identity, dt.datetime.now(dt.UTC))
+        if found is None:
+            return
+        try:
+            self.certificates_manager.restore(found.issued, found.since)
+        except Exception as error:  # the engine's refusal: then a new one is asked for, as without it
+            log.warning("kept certificate not used", extra={"identity": str(identity), "cause": error})
+            self._kept.forget(identity)
 
     def _renew_revoked(self) -> None:
         """Peers refuse what is on the list: whoever of ours is on it gets a new key and certificate at once."""

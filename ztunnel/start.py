@@ -10,7 +10,7 @@ from ztunnel.app import Ztunnel
 from ztunnel.config import Config
 from ztunnel.dataplane._native import Core
 from ztunnel.dataplane.values import CoreConfig
-from ztunnel.identity import target
+from ztunnel.identity import kept, target
 from ztunnel.telemetry import accesslog
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ async def run(config: Config) -> int:
         core.start()
         with accesslog.opened(config.access_log) as log_fd:
             log.info("ztunnel started", extra={"mesh": config.mesh, "node": config.node})
-            await Ztunnel(config, core, ca, shutdown, log_fd).run()
+            keeper = kept.open_for(config.mesh, config.node)
+            await Ztunnel(config, core, ca, shutdown, log_fd, keeper).run()
         log.info("ztunnel ended")
         return 0
     finally:

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
+from mesh import keyring
 from nodeagent import capture as node_capture
 from nodeagent.playground import netns, network, state
 from nodeagent.playground.identity import ProcessId, pids_inside
@@ -42,6 +43,8 @@ async def remove_mesh(paths: MeshPaths, nodes: Iterable[str] = ()) -> list[str]:
     done += [f"kernel programs of {instance}" for instance in found]
     if await network.remove_namespaces(namespaces):
         done.append(f"{len(namespaces)} network namespaces")
+    with contextlib.suppress(OSError):  # a kernel without keyrings for us keeps none
+        done += [f"certificates kept in {name}" for name in keyring.remove(keyring.node_keyring(paths.name))]
     if paths.root.exists():
         shutil.rmtree(paths.root, ignore_errors=True)
         done.append(str(paths.root))

@@ -112,20 +112,12 @@ async def test_succeeded_ztunnel_refuses_and_cuts_nothing(mesh: Playground) -> N
                 assert old is not None
                 mesh.restart(f"ztunnel/{node}")
                 await asyncio.to_thread(mesh.wait_restarted, f"ztunnel/{node}", old)
-                await until("the old one drains", partial(_is_handed_over, mesh, node))
+                await until("the old one drains", partial(mesh.is_handed_over, node))
                 await more(traffic)
                 assert await conn.echo(b"still") == b"still"
         conn.close()
     assert traffic.failures == []
     assert await is_tunnelled(mesh, client, server)
-
-
-def _is_handed_over(mesh: Playground, node: str) -> bool:
-    peers = mesh.agent(node)["ztunnels"]
-    newest = mesh.pid(f"ztunnel/{node}")
-    return any(p["pid"] == newest and p["synced"] for p in peers) and all(
-        p["draining"] for p in peers if p["pid"] != newest
-    )
 
 
 async def test_killed_nodeagent_disturbs_no_connection(mesh: Playground) -> None:

@@ -298,6 +298,14 @@ class Playground:
         assert found is not None
         return found
 
+    def is_handed_over(self, node: str) -> bool:
+        """The ztunnel that was started last has everything, and none beside it takes new connections."""
+        peers = self.agent(node)["ztunnels"]
+        newest = self.pid(f"ztunnel/{node}")
+        return any(p["pid"] == newest and p["synced"] for p in peers) and all(
+            p["draining"] for p in peers if p["pid"] != newest
+        )
+
     def wait_settled(self, deadline_s: float = 30.0) -> None:
         """Every pod ready and captured as its labels say."""
         answer = json.loads(ask(self.paths.control, f"/apply?wait={deadline_s}", "POST"))

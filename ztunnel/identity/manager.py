@@ -35,6 +35,9 @@ FOLLOW_LAST_S = 15.0
 UNCHANGED_FIRST_S = 1.0
 """A source that had nothing newer at half life is asked again no sooner."""
 
+RESTORED_FOR_S = 30.0
+"""A certificate from before a restart is replaced after this: late enough not to crowd the start of a node."""
+
 URGENT_RETRY_S = 2.0
 """A connection that waits for a first certificate shortens the backoff to this."""
 
@@ -131,6 +134,21 @@ class CertificateManager:
                 entry.next_at = soon
                 entry.sooner.set()
 
+    def restore(self, issued: IssuedCertificate, obtained_at: float) -> None:
+        """A certificate from before a restart: put to use at once, and soon replaced, because the authority may have
+        changed meanwhile. To be called before ensure(). Raises CertificateRefused and what `on_ready` raises."""
+        if issued.identity in self._entries:
+            return
+        if self._roots is not None:
+            issued = x509.with_roots(issued, self._roots, self._utc())
+        self._on_ready(issued.identity, issued)
+        now = self._clock.now()
+        entry = _Entry(issued.identity, Urgency.RENEWAL, issued, obtained_at=obtained_at)
+        entry.next_at = now + min((issued.not_after.timestamp() - now) / 2, RESTORED_FOR_S) * self._jitter()
+        self._entries[issued.identity] = entry
+        self._start(entry)
+        log.info("certificate restored", extra={"identity": str(issued.identity), "serial": issued.serial})
+
     def renew(self, identity: Identity) -> None:
         """Ask for another certificate now, long before half life: this one is known to be bad."""
         entry = self._entries.get(identity)
@@ -170,8 +188,8 @@ class CertificateManager:
 
     async def _keep(self, entry: _Entry) -> None:
         while True:
-            await self._attempt(entry)
             await self._rest(entry)
+            await self._attempt(entry)
 
     async def _attempt(self, entry: _Entry) -> None:
         """Fetch once; afterwards either a new certificate or an error is noted, and when to act next."""

@@ -212,6 +212,65 @@ async def test_at_most_eight_fetches_at_once_and_connections_first(local: LocalC
         assert [identity for _, identity in local.asked].index(WEB) == 8
 
 
+async def test_restored_certificate_is_used_at_once_and_soon_replaced(local: LocalCa, clock: VirtualClock) -> None:
+    async with managing(local, clock) as (manager, _):
+        earlier = await manager.certificate(WEB)
+    asked = len(local.asked)
+    async with managing(local, clock) as (manager, ready):
+        manager.restore(earlier, clock.now())
+        manager.ensure(WEB)
+        assert await manager.certificate(WEB) is earlier
+        assert manager.dump()[0].state is State.VALID
+
+        await clock.advance(25)
+        assert len(local.asked) == asked
+        await clock.advance(10)
+
+        assert ready[0][1].serial == earlier.serial
+        assert len(ready) == 2
+
+
+async def test_restored_certificate_stays_in_use_while_the_authority_is_away(
+    local: LocalCa, clock: VirtualClock
+) -> None:
+    async with managing(local, clock) as (manager, _):
+        earlier = await manager.certificate(WEB)
+    local.failing = CaUnavailable("down")
+    async with managing(local, clock) as (manager, ready):
+        manager.restore(earlier, clock.now())
+
+        await clock.advance(45)
+
+        assert await manager.certificate(WEB) is earlier
+        assert len(ready) == 1
+        assert manager.dump()[0].error == "down"
+
+
+async def test_restoring_what_the_engine_refuses_leaves_nothing_behind(local: LocalCa, clock: VirtualClock) -> None:
+    async with managing(local, clock) as (manager, _):
+        earlier = await manager.certificate(WEB)
+
+    def refuse(identity: Identity, issued: IssuedCertificate) -> None:
+        raise ValueError("engine: chain refused")
+
+    manager = CertificateManager(RequestingSource(local), refuse, clock=clock)
+    with pytest.raises(ValueError, match="chain refused"):
+        manager.restore(earlier, clock.now())
+
+    assert manager.dump() == ()
+
+
+async def test_certificate_known_to_be_bad_is_replaced_at_once(local: LocalCa, clock: VirtualClock) -> None:
+    async with managing(local, clock) as (manager, ready):
+        first = await manager.certificate(WEB)
+
+        manager.renew(WEB)
+        await settle()
+
+        assert len(ready) == 2
+        assert ready[1][1].serial != first.serial
+
+
 async def test_forgotten_identity_is_not_renewed(local: LocalCa, clock: VirtualClock) -> None:
     async with managing(local, clock) as (manager, ready):
         await manager.certificate(WEB)
