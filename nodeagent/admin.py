@@ -1,7 +1,7 @@
 """The agent's admin interface: HTTP on a Unix socket.
 
 GET /healthz/ready: 200 once the first round of enrolment is over. GET /status: pods, peers, counters, errors.
-GET /checks: what the kernel offers.
+GET /checks: what the kernel offers. GET /sockets/<namespace>/<pod>: where the pod listens.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from typing import Any
 from aiohttp import web
 
 Probe = Callable[[], Sequence[Any]]
+Sockets = Callable[[str, str], Sequence[Any] | None]
+"""By namespace and name; None: no such pod. May raise OSError."""
 
 
-def build(is_ready: Callable[[], bool], status: Callable[[], dict[str, object]], probe: Probe) -> web.Application:
+def build(
+    is_ready: Callable[[], bool], status: Callable[[], dict[str, object]], probe: Probe, sockets: Sockets
+) -> web.Application:
     async def ready(_: web.Request) -> web.Response:
         return web.Response(text="ready\n") if is_ready() else web.Response(status=503, text="not ready\n")
 
@@ -25,16 +29,31 @@ def build(is_ready: Callable[[], bool], status: Callable[[], dict[str, object]],
         return web.json_response(status())
 
     async def checks(_: web.Request) -> web.Response:
-        found = await asyncio.to_thread(probe)
-        return web.json_response(
-            [asdict(one) if is_dataclass(one) and not isinstance(one, type) else one for one in found]
-        )
+        return web.json_response(_rows(await asyncio.to_thread(probe)))
+
+    async def show_sockets(request: web.Request) -> web.Response:
+        try:
+            found = await asyncio.to_thread(sockets, request.match_info["namespace"], request.match_info["name"])
+        except OSError as error:
+            raise web.HTTPServiceUnavailable(text=f"the pod's network: {error.strerror}\n") from error
+        if found is None:
+            raise web.HTTPNotFound(text="no such pod on this node\n")
+        return web.json_response({"listening": _rows(found)})
 
     app = web.Application()
     app.add_routes(
-        [web.get("/healthz/ready", ready), web.get("/status", show_status), web.get("/checks", checks)],
+        [
+            web.get("/healthz/ready", ready),
+            web.get("/status", show_status),
+            web.get("/checks", checks),
+            web.get("/sockets/{namespace}/{name}", show_sockets),
+        ],
     )
     return app
+
+
+def _rows(found: Sequence[Any]) -> list[Any]:
+    return [asdict(one) if is_dataclass(one) and not isinstance(one, type) else one for one in found]
 
 
 async def serve(app: web.Application, path: Path) -> None:

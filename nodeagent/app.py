@@ -15,7 +15,9 @@ from nodeagent.config import Config
 from nodeagent.kernel import CaptureKernel, probe
 from nodeagent.pods.discovery import PodsFile
 from nodeagent.pods.enroller import Enroller
+from nodeagent.pods.plan import ObservedPod
 from nodeagent.pods.seam import Kernel, KernelError
+from nodeagent.pods.sockets import Listening, listening
 from nodeagent.server import ZdsServer
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class Agent:
         self._source = config.source.open()
         self._source_errors: tuple[str, ...] = ()
         self._pods_error = ""
+        self._pods: tuple[ObservedPod, ...] = ()
         self._epoch = 0
         self._started = time.time()
 
@@ -69,6 +72,7 @@ class Agent:
             if seen.error and seen.error != self._pods_error:
                 log.warning("pods file: %s", seen.error)
             self._pods_error = seen.error
+            self._pods = seen.pods
             self.enroller.set_observed(seen.pods)
 
     async def _wake(self) -> None:
@@ -83,8 +87,13 @@ class Agent:
             await asyncio.sleep(1.0)
 
     async def _serve_admin(self) -> None:
-        app = admin.build(self.enroller.is_settled.is_set, self.status, probe)
+        app = admin.build(self.enroller.is_settled.is_set, self.status, probe, self.sockets)
         await admin.serve(app, self._config.admin_socket)
+
+    def sockets(self, namespace: str, name: str) -> list[Listening] | None:
+        """Where a pod of this node listens, captured or not; None when it has no such pod. Raises OSError."""
+        found = next((one for one in self._pods if (one.namespace, one.name) == (namespace, name)), None)
+        return None if found is None else listening(found.netns)
 
     def status(self) -> dict[str, object]:
         """What /status shows."""

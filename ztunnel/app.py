@@ -9,10 +9,12 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 
 from mesh.lifecycle import Shutdown, supervise
 from mesh.model.identity import Identity, InvalidIdentity
 from mesh.model.snapshot import MeshSnapshot
+from mesh.policy.evaluate import PolicySet
 from ztunnel import __version__
 from ztunnel.admin import dump, http
 from ztunnel.config import Config, address
@@ -20,6 +22,8 @@ from ztunnel.dataplane.door import Engine
 from ztunnel.dataplane.events import EventPump
 from ztunnel.dataplane.feed import TableFeed
 from ztunnel.dataplane.names import Names
+from ztunnel.dataplane.policy import compile_set
+from ztunnel.dataplane.policy_rows import PolicyVerdict
 from ztunnel.dataplane.values import Event, Kind
 from ztunnel.identity.client import CertificateSource
 from ztunnel.identity.kept import Kept, NothingKept
@@ -280,6 +284,19 @@ class Ztunnel:
             "problems": self.feed.problems(),
             "pods": [{"uid": pod.uid, "pod": str(pod.info), "identity": str(pod.identity)} for pod in self.pods.all()],
         }
+
+    async def verdict(self, question: http.Question) -> dict[str, object]:
+        """The engine's own words, from the rules of the one pod that is asked about."""
+        snapshot = self.feed.snapshot
+        workload = snapshot.workload_at(question.ip)
+        if workload is None or workload.node != self._config.node or not 0 < question.port < 65536:
+            return {"known": False}
+
+        def ask() -> PolicyVerdict:
+            tables = compile_set(PolicySet.of(snapshot), [workload], 1)
+            return self._engine.judge(tables, question.source, question.source_ip, question.ip, question.port)
+
+        return {"known": True, "epoch": snapshot.epoch, **asdict(await asyncio.to_thread(ask))}
 
     def not_ready(self) -> list[str]:
         missing = []

@@ -78,12 +78,13 @@ class Journals:
         return [f"{one.node.name}: {one.program.value}: {text}" for one in self.found for text in one.reading.findings]
 
 
-def find_journals(mesh: RunningMesh) -> Journals:
+def find_journals(mesh: RunningMesh, newest: int = 0) -> Journals:
+    """``newest``: only so many of each journal's last segments; 0 = all. Then findings mean nothing."""
     found, silent = [], []
     (answers,) = ask(mesh, PAGE)
     for node, answer in zip(mesh.nodes, answers, strict=True):
         if not answer.error:
-            found.append(_online(node, answer))
+            found.append(_online(node, answer, newest))
             continue
         directory = node.directory / FOLDER / answer.program.value
         if listing(directory):
@@ -93,12 +94,12 @@ def find_journals(mesh: RunningMesh) -> Journals:
     return Journals(found, silent)
 
 
-def _online(node: Node, answer: Answer) -> NodeJournal:
+def _online(node: Node, answer: Answer, newest: int) -> NodeJournal:
     data: Mapping[str, Any] = answer.data if isinstance(answer.data, Mapping) else {}
     head = data.get("head")
     expect = Head(int(head["segment"]), int(head["size"]), str(head["hash"])) if isinstance(head, Mapping) else None
     sizes = tuple((int(one["number"]), int(one["size"])) for one in data.get("segments") or ())
-    return NodeJournal(node, answer.program, Reading(_Remote(node, answer.program, sizes), expect))
+    return NodeJournal(node, answer.program, Reading(_Remote(node, answer.program, sizes[-newest:]), expect))
 
 
 @dataclass(frozen=True, slots=True)

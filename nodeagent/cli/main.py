@@ -20,6 +20,7 @@ COMMANDS = {
     "services": ("nodeagent.cli.views", "services", "Services and their endpoints."),
     "certs": ("nodeagent.cli.views", "certs", "Certificates of this mesh's workloads."),
     "connections": ("nodeagent.cli.views", "connections", "Open connections."),
+    "explain": ("nodeagent.cli.explain", "explain", "Why a connection may be or not, or where it stops."),
     "whatif": ("nodeagent.cli.whatif", "whatif", "What changed objects would do to connections seen so far."),
     "audit": ("nodeagent.cli.audit", "audit", "Export the decision journal, or verify an export."),
     "logs": ("nodeagent.cli.logs", "logs", "Logs of programs and pods."),

@@ -64,13 +64,13 @@ class CertificateRow:
     not_before: str
 
     def seconds_left(self, now: float) -> float | None:
-        return _seconds(self.not_after) - now if self.not_after else None
+        return seconds(self.not_after) - now if self.not_after else None
 
     def is_expiring(self, now: float) -> bool:
         """Close to its end: renewal is at half of its life, so it was tried and failed."""
         if not self.not_after or not self.not_before:
             return False
-        start, end = _seconds(self.not_before), _seconds(self.not_after)
+        start, end = seconds(self.not_before), seconds(self.not_after)
         return end - now < EXPIRY_WARNING * (end - start)
 
 
@@ -144,7 +144,7 @@ def _merge(
     return [replace(found[one], differs=tuple(dict.fromkeys(differs.get(one, ())))) for one in sorted(found)]
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,10 @@ import yaml
 
 from tests.netns.test_policy import ports, sources
 from tests.support.objects import Object, authorization_policy, namespace, peer_authentication, pod
-from tests.support.playground import Playground, until
+from tests.support.playground import Playground, qanat, until
 from tests.support.sockets import echo, serving
 
-ENTRY = "from nodeagent.cli import main; main(prog_name='qanat')"
 PORT, DENIED_PORT = 7007, 7008
-
-
-def qanat(mesh: Playground, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command, *rest = arguments
-    argv = [sys.executable, "-c", ENTRY, command, "--mesh", mesh.paths.name, *rest]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
 
 
 def usual_policies() -> list[Object]:

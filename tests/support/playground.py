@@ -19,6 +19,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,6 +82,16 @@ def ask(path: Path, target: str, method: str = "GET", timeout_s: float = 90.0) -
         return body
     finally:
         conn.close()
+
+
+ENTRY = "from nodeagent.cli import main; main(prog_name='qanat')"
+
+
+def qanat(mesh: Playground, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command as people run it, on this mesh."""
+    command, *rest = arguments
+    argv = [sys.executable, "-c", ENTRY, command, "--mesh", mesh.paths.name, *rest]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
 
 
 class NetworkPlace:

@@ -12,10 +12,15 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Protocol
 
 from aiohttp import web
+
+from mesh.model.identity import Identity
+from mesh.model.workload import IPAddress
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +40,16 @@ class JournalPages(Protocol):
     def segment(self, number: int) -> Path | None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """May `source` (None: without identity) come from `source_ip` to the pod at `ip`, to what it serves on `port`?"""
+
+    source: Identity | None
+    source_ip: IPAddress
+    ip: IPAddress
+    port: int
+
+
 class Views(Protocol):
     """What the doors show; the app implements it. Cheap enough to be called at every request."""
 
@@ -48,6 +63,9 @@ class Views(Protocol):
     def certificates(self) -> list[dict[str, object]]: ...
 
     def status(self) -> Mapping[str, object]: ...
+
+    async def verdict(self, question: Question) -> Mapping[str, object]:
+        """By the policies that are in force here."""
 
     def not_ready(self) -> list[str]:
         """What is still awaited; empty = ready."""
@@ -102,6 +120,21 @@ async def _logging(request: web.Request) -> web.Response:
     return web.Response(text=f"current log level is {logging.getLevelName(root.level).lower()}\n")
 
 
+def _verdict(views: Views) -> Handler:
+    """/verdict?source=<SPIFFE URI or nothing>&source_ip=..&ip=..&port=.."""
+
+    async def handler(request: web.Request) -> web.Response:
+        asked = request.query
+        try:
+            source = Identity.parse(asked["source"]) if asked.get("source") else None
+            question = Question(source, ip_address(asked["source_ip"]), ip_address(asked["ip"]), int(asked["port"]))
+        except (KeyError, ValueError) as error:
+            raise web.HTTPBadRequest(text=f"source, source_ip, ip, port: {error}\n") from error
+        return web.json_response(await views.verdict(question))
+
+    return handler
+
+
 def _journal_routes(journal: JournalPages) -> list[web.RouteDef]:
     """/journal: which segments there are. /journal/<number>: one, as it is on disk. /journal/live: open connections, in
     the same form."""
@@ -139,6 +172,7 @@ def admin(views: Views) -> web.Application:
             web.get("/connections", _json(views.connections)),
             web.get("/certs", _json(views.certificates)),
             web.get("/status", _json(views.status)),
+            web.get("/verdict", _verdict(views)),
             web.post("/logging", _logging),
             web.post("/quitquitquit", quit_),
             web.get("/healthz/ready", _ready(views)),

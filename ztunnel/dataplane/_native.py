@@ -16,8 +16,10 @@ from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
+from mesh.model.identity import Identity
+from mesh.model.workload import IPAddress
 from ztunnel.dataplane import _zt  # type: ignore[attr-defined]
-from ztunnel.dataplane.policy_rows import PolicyTables
+from ztunnel.dataplane.policy_rows import PolicyTables, PolicyVerdict
 from ztunnel.dataplane.policy_wire import STRUCTS as POLICY_STRUCTS
 from ztunnel.dataplane.policy_wire import Wire
 from ztunnel.dataplane.values import (
@@ -416,6 +418,14 @@ class Core:
         wire = Wire(ffi, tables)
         err = ffi.new("char[]", ERROR_TEXT)
         self._check(apply(self._handle(), wire.raw, err, ERROR_TEXT), err)
+
+    def judge(
+        self, tables: PolicyTables, source: Identity | None, source_ip: IPAddress, ip: IPAddress, port: int
+    ) -> PolicyVerdict:
+        from ztunnel.dataplane.policyset import CompiledPolicies  # which stands on this module
+
+        with CompiledPolicies(tables) as compiled:
+            return compiled.evaluate(source, source_ip, ip, port)
 
     def add_pod(self, spec: PodSpec) -> None:
         """Takes the descriptors in `spec`; on failure they stay the caller's."""

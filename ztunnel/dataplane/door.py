@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ztunnel.dataplane.policy_rows import PolicyTables
+from mesh.model.identity import Identity
+from mesh.model.workload import IPAddress
+from ztunnel.dataplane.policy_rows import PolicyTables, PolicyVerdict
 from ztunnel.dataplane.values import Counters, Event, PodSpec, Revocations, Tables
 
 
@@ -34,6 +36,11 @@ class Engine(Protocol):
     def find_revoked(self, chain: bytes) -> str: ...
 
     def apply(self, tables: Tables) -> None: ...
+
+    def judge(
+        self, tables: PolicyTables, source: Identity | None, source_ip: IPAddress, ip: IPAddress, port: int
+    ) -> PolicyVerdict:
+        """What the compiled form of these policies says, whatever was applied. From any thread."""
 
     def apply_policies(self, tables: PolicyTables) -> None: ...
 

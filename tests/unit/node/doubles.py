@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from pathlib import Path as FilePath
 
+from mesh.model.identity import Identity
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import (
     IPAddress,
@@ -22,7 +23,7 @@ from mesh.model.workload import (
 from mesh.protocol.messages import ListenerName
 from nodeagent.pods.plan import ObservedPod
 from nodeagent.pods.seam import KernelError
-from ztunnel.dataplane.policy_rows import PolicyTables
+from ztunnel.dataplane.policy_rows import PolicyTables, PolicyVerdict
 from ztunnel.dataplane.values import (
     Addr,
     Counters,
@@ -91,6 +92,11 @@ class FakeEngine:
 
     def apply_egress(self, tables: PolicyTables) -> None:
         pass
+
+    def judge(
+        self, tables: PolicyTables, source: Identity | None, source_ip: IPAddress, ip: IPAddress, port: int
+    ) -> PolicyVerdict:
+        return PolicyVerdict(source is not None, f"{len(tables.guards)} guard, port {port}")
 
     def apply_policies(self, tables: PolicyTables) -> None:
         self.policies = tables
