@@ -9,7 +9,7 @@ from typing import Literal
 
 import click
 
-from mesh.kube.settings import Labels, TranslateSettings
+from mesh.kube.settings import Labels, TranslateSettings, Waypoints
 from mesh.lifecycle import set_up_logging
 from mesh.privileges import PrivilegeError
 from mesh.sources.choice import SourceChoice, source_options
@@ -55,6 +55,7 @@ def main(
     source: str,
     kubeconfig: Path | None,
     labels: str,
+    waypoints: str,
     status: tuple[Path, ...],
     run_dir: Path,
     cluster: str,
@@ -79,7 +80,7 @@ def main(
             status_dirs=status,
             own_status=run_dir / mesh / "status",
             kubeconfig=kubeconfig,
-            translate=TranslateSettings(cluster, trust_domain, labels=Labels(labels)),
+            translate=TranslateSettings(cluster, trust_domain, labels=Labels(labels), waypoints=Waypoints(waypoints)),
         ),
         run_dir=run_dir,
         on_agent_down=on_agent_down,

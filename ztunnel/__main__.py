@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from mesh.journal.writer import Limits
-from mesh.kube.settings import Labels, TranslateSettings
+from mesh.kube.settings import Labels, TranslateSettings, Waypoints
 from mesh.lifecycle import set_up_logging
 from mesh.privileges import PrivilegeError
 from mesh.sources.choice import SourceChoice, source_options
@@ -77,6 +77,7 @@ def main(
     source: str,
     kubeconfig: Path | None,
     labels: str,
+    waypoints: str,
     status: tuple[Path, ...],
     run_dir: Path,
     zds: Path | None,
@@ -120,7 +121,7 @@ def main(
             status_dirs=status,
             own_status=run_dir / mesh / "status",
             kubeconfig=kubeconfig,
-            translate=TranslateSettings(cluster, trust_domain, labels=Labels(labels)),
+            translate=TranslateSettings(cluster, trust_domain, labels=Labels(labels), waypoints=Waypoints(waypoints)),
         ),
         run_dir=run_dir,
         zds_socket=zds or mesh_dir / "nodes" / node / "zds.sock",

@@ -177,6 +177,7 @@ class Assembler:
             case NamespaceObject():
                 dirty.namespaces.add(ref.name)
                 dirty.pods.update(one for one in self._in_namespace.at(ref.name) if one.kind == "Pod")
+                dirty.services.update(one for one in self._in_namespace.at(ref.name) if one.kind == "Service")
             case PodObject():
                 self._pod(ref, _as(PodObject, old), _as(PodObject, new), dirty)
             case ServiceObject():
@@ -230,14 +231,17 @@ class Assembler:
         for name in dirty.namespaces:
             self._settle_namespace(name)
 
+    def _namespace_of(self, ref: ObjectRef) -> NamespaceObject | None:
+        found = self._objects.get(ObjectRef("Namespace", "", ref.namespace))
+        return found if isinstance(found, NamespaceObject) else None
+
     def _settle_pod(self, ref: ObjectRef, dirty: _Dirty) -> None:
         pod = self._objects.get(ref)
         old = self._workloads.pop(ref, None)
         self._conflicts.pop(ref, None)
         new: Workload | None = None
         if isinstance(pod, PodObject):
-            namespace = self._objects.get(ObjectRef("Namespace", "", ref.namespace))
-            new = workload_of(pod, namespace if isinstance(namespace, NamespaceObject) else None, self._settings)
+            new = workload_of(pod, self._namespace_of(ref), self._settings)
             lost = self._lost_by(pod, new)
             if lost:
                 self._conflicts[ref] = tuple(lost.values())
@@ -286,7 +290,7 @@ class Assembler:
             self._endpoints.pop(old.key, None)
         if not isinstance(item, ServiceObject) or item.external_name:
             return
-        service = service_of(item, self._settings)
+        service = service_of(item, self._namespace_of(ref), self._settings)
         lost = [(vip, owner) for vip in service.vips if (owner := min(self._vips.at(vip))) != ref]
         if lost:
             self._conflicts[ref] = tuple(

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from mesh.kube.fields import Path, path_text
 from mesh.model.policy import Policy
-from mesh.model.workload import IPAddress, ServicePort
+from mesh.model.workload import EMPTY, IPAddress, ServicePort
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -98,6 +98,7 @@ class ServiceObject:
     external_name: bool
     ports: tuple[ServicePort, ...]
     publish_not_ready: bool
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
 
 @dataclass(frozen=True, slots=True)

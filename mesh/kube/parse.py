@@ -209,6 +209,7 @@ def _service(ref: ObjectRef, root: Field, mode: Labels) -> ServiceObject:
         external_name=kind == "ExternalName",
         ports=_service_ports(spec),
         publish_not_ready=spec.get("publishNotReadyAddresses").flag(False),
+        labels=root.get("metadata").get("labels").string_map(),
     )
 
 

@@ -105,6 +105,11 @@ def _is_dry_run(root: Field) -> bool:
 
 def _authorization(ref: ObjectRef, root: Field) -> AuthorizationPolicy:
     spec = root.get("spec")
+    for name in ("targetRef", "targetRefs"):
+        if not spec.get(name).absent:
+            raise spec.get(name).error(
+                "is for waypoints, and there are none yet; use spec.selector for what can be decided by connection"
+            )
     spec.only("selector", "action", "rules")
     action = spec.get("action")
     if action.text("ALLOW") not in Action.__members__:

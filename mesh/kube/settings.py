@@ -14,6 +14,14 @@ class Labels(Enum):
     ISTIO = "istio"
 
 
+class Waypoints(Enum):
+    """What becomes of destinations that must be reached through a waypoint while there are none. CLOSED: nobody gets
+    there. OPEN: the label is not looked at, and what the waypoint would have enforced is not enforced."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+
+
 @dataclass(frozen=True, slots=True)
 class TranslateSettings:
     """``cluster_domain`` ends the hostnames of services."""
@@ -22,3 +30,4 @@ class TranslateSettings:
     trust_domain: str = "cluster.local"
     cluster_domain: str = "cluster.local"
     labels: Labels = Labels.QANAT
+    waypoints: Waypoints = Waypoints.CLOSED

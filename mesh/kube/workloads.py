@@ -7,6 +7,7 @@ import re
 
 from mesh.kube.objects import NamespaceObject, Opt, PodObject, ServiceObject
 from mesh.kube.settings import TranslateSettings
+from mesh.kube.waypoint import waypoint_of
 from mesh.model.workload import (
     Health,
     NetworkMode,
@@ -65,6 +66,7 @@ def workload_of(pod: PodObject, namespace: NamespaceObject | None, settings: Tra
         or labels.get("version")
         or "latest",
         terminating=pod.terminating,
+        waypoint=waypoint_of(pod.ref, labels, namespace, settings),
     )
 
 
@@ -92,7 +94,9 @@ def owner_of(pod: PodObject) -> tuple[str, str]:
             return name, "pod"
 
 
-def service_of(service: ServiceObject, settings: TranslateSettings) -> Service:
+def service_of(
+    service: ServiceObject, namespace_object: NamespaceObject | None, settings: TranslateSettings
+) -> Service:
     name, namespace = service.ref.name, service.ref.namespace
     hostname = f"{name}.{namespace}.svc.{settings.cluster_domain}"
     return Service(
@@ -104,4 +108,5 @@ def service_of(service: ServiceObject, settings: TranslateSettings) -> Service:
         ports=service.ports,
         selector=service.selector,
         publish_not_ready=service.publish_not_ready,
+        waypoint=waypoint_of(service.ref, service.labels, namespace_object, settings),
     )

@@ -56,6 +56,20 @@ class Namespace:
 
 
 @dataclass(frozen=True, slots=True)
+class Waypoint:
+    """A proxy that traffic must pass. ``asked_by``: the object that says so, in words."""
+
+    namespace: str
+    name: str
+    asked_by: str
+
+    @property
+    def missing(self) -> str:
+        """What a verdict says while there is no such proxy: nobody goes around it."""
+        return f"waypoint {self.namespace}/{self.name}, asked for by {self.asked_by}, is not there"
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """One pod or external endpoint.
 
@@ -82,6 +96,7 @@ class Workload:
     canonical_name: str = ""
     canonical_revision: str = "latest"
     terminating: bool = False
+    waypoint: Waypoint | None = None
 
     @property
     def identity(self) -> Identity:
@@ -110,6 +125,7 @@ class Service:
     ports: tuple[ServicePort, ...]
     selector: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     publish_not_ready: bool = False
+    waypoint: Waypoint | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reference evaluator: slow, plain, and what compiled forms are tested against.
 
-Order, as Istio's: strict mode, DENY, then ALLOW (none at all for a workload means everything may come), AUDIT and dry
-runs only take notes.
+Order, as Istio's, after a waypoint that is missing: strict mode, DENY, then ALLOW (none at all for a workload means
+everything may come), AUDIT and dry runs only take notes.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class Request:
     labels: Mapping[str, str]
     ip: IPAddress
     port: int
+    closed: str = ""
+    """Why nobody may come, whatever policies say: a waypoint that is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ def evaluate(policies: PolicySet, request: Request) -> Verdict:
             granted += hits
     strict = None if request.source else strict_because(policies, request)
     notes = tuple(noted)
+    if request.closed:
+        return Verdict(False, request.closed, notes)
     if strict is not None:
         return Verdict(False, strict, notes)
     if denied:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import click
 
-from mesh.kube.settings import Labels, TranslateSettings
+from mesh.kube.settings import Labels, TranslateSettings, Waypoints
 from mesh.sources import Source
 
 Kind = Literal["files", "kubernetes"]
@@ -64,12 +64,20 @@ class SourceChoice:
             trust_domain=self.translate.trust_domain,
             cluster_domain=self.translate.cluster_domain,
             labels=self.translate.labels,
+            waypoints=self.translate.waypoints,
         )
 
 
 def source_options(command: F) -> F:
-    """Options ``source``, ``kubeconfig`` and ``labels``."""
+    """Options ``source``, ``kubeconfig``, ``labels`` and ``waypoints``."""
     for option in (
+        click.option(
+            "--waypoints",
+            type=click.Choice([one.value for one in Waypoints]),
+            default=Waypoints.CLOSED.value,
+            envvar="QANAT_WAYPOINTS",
+            help="Destinations labelled istio.io/use-waypoint while there are no waypoints: refused, or not.",
+        ),
         click.option(
             "--labels",
             type=click.Choice([one.value for one in Labels]),

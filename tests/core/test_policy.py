@@ -27,7 +27,7 @@ from mesh.model.policy import (
     Rule,
     StringMatch,
 )
-from mesh.model.workload import Protocol, Workload, WorkloadUid
+from mesh.model.workload import Protocol, Waypoint, Workload, WorkloadUid
 from mesh.policy.evaluate import PolicySet, Request, evaluate
 from ztunnel.dataplane import policy_rows as rows
 from ztunnel.dataplane._native import InvalidArgument
@@ -47,6 +47,7 @@ BLOCKS: tuple[Network, ...] = tuple(
 LABELS = tuple(MappingProxyType(found) for found in ({}, {"app": "web"}, {"app": "db"}, {"app": "web", "v": "1"}))
 IDENTITIES = tuple(Identity(td, ns, sa) for td in ("cluster.local", "other") for ns in NAMESPACES for sa in ACCOUNTS)
 
+WAYPOINT = Waypoint("shop", "wp", "Namespace shop (istio.io/use-waypoint)")
 WORDS = ("cluster.local/ns/shop/sa/web", "cluster.local", "cluster.local/ns/", "/sa/db", "shop", "ban", "ystem", "k")
 
 
@@ -152,6 +153,7 @@ requests = st.builds(
     labels=st.sampled_from(LABELS),
     ip=st.sampled_from(IPS[:5]),
     port=ports,
+    closed=st.sampled_from(("", "", "", WAYPOINT.missing)),
 )
 
 
@@ -167,6 +169,7 @@ def workload(request: Request) -> Workload:
         protocol=Protocol.HBONE,
         captured=True,
         labels=request.labels,
+        waypoint=WAYPOINT if request.closed else None,
     )
 
 

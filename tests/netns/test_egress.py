@@ -57,6 +57,8 @@ async def outcome(mesh: Playground, source: str, ip: str, port: int = PORT) -> s
         conn = await mesh.pod(source).dial(ip, port, deadline_s=5)
     except ConnectionRefusedError:
         return "refused"
+    except ConnectionResetError:  # accepted, and reset before connect() had returned
+        return "cut"
     with conn:
         try:
             return "open" if await conn.echo(b"may I?") == b"may I?" else "cut"

@@ -45,9 +45,10 @@ def _workload_rows(snapshot: MeshSnapshot) -> dict[_AddressKey, WorkloadRow]:
             continue
         tunnelled = workload.captured and workload.protocol is Protocol.HBONE
         identity = str(workload.identity) if tunnelled else ""
+        closed = workload.waypoint.missing if workload.waypoint else ""
         for address in workload.addresses:
             protocol: Literal["HBONE", "TCP"] = "HBONE" if tunnelled else "TCP"
-            rows[_key(address)] = WorkloadRow(Addr(address, 0), protocol, identity, workload.uid)
+            rows[_key(address)] = WorkloadRow(Addr(address, 0), protocol, identity, workload.uid, closed)
     return rows
 
 
@@ -57,12 +58,13 @@ def _service_rows(snapshot: MeshSnapshot, index: dict[_AddressKey, int]) -> tupl
         if not service.vips:
             continue
         by_port = _healthy_by_port(snapshot, service)
+        closed = service.waypoint.missing if service.waypoint else ""
         for vip in service.vips:
             for port in service.ports:
                 endpoints = _of_family(by_port.get(port.port, []), vip.version)
                 found = {EndpointRow(index[_key(e.address)], e.port) for e in endpoints}
                 ordered = tuple(sorted(found, key=lambda row: (row.workload, row.port)))
-                row = ServiceRow(Addr(vip, port.port), service.hostname, ordered)
+                row = ServiceRow(Addr(vip, port.port), service.hostname, ordered, closed)
                 rows.append(((_key(vip), port.port), row))
     rows.sort(key=lambda pair: pair[0])
     return tuple(row for _, row in rows)

@@ -2,7 +2,8 @@
 """A snapshot's policies to the rows the engine evaluates. Pure.
 
 Policies of one namespace and selector share a scope; a workload's guard lists the scopes that concern it, so the engine
-never meets another's policies. PeerAuthentication becomes DENY rules for sources without identity, asked first.
+never meets another's policies. PeerAuthentication becomes DENY rules for sources without identity, asked first;
+before them comes one for everybody where a waypoint is missing.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def compile_set(policies: PolicySet, workloads: Iterable[Workload], epoch: int) 
     selectors = Selectors(policies.authorization, policies.root_namespace)
     modes = _Modes(policies)
     numbers: dict[ScopeKey, int] = {}
-    strict_rows: dict[tuple[RuleRow, ...], PolicyRow] = {}
+    own_rows: dict[tuple[RuleRow, ...], PolicyRow] = {}
     concerned: dict[tuple[str, int], tuple[int, ...]] = {}
     guards: list[GuardRow] = []
     n_scopes = 0
@@ -73,12 +74,12 @@ def compile_set(policies: PolicySet, workloads: Iterable[Workload], epoch: int) 
         scopes = concerned.get(memo)
         if scopes is None:
             found: list[int] = []
-            rules = modes.rules_for(workload)
+            rules = (*_around_waypoint(workload), *modes.rules_for(workload))
             if rules:
-                if rules not in strict_rows:
-                    strict_rows[rules] = PolicyRow("", Action.DENY, n_scopes, rules)
+                if rules not in own_rows:
+                    own_rows[rules] = PolicyRow("", Action.DENY, n_scopes, rules)
                     n_scopes += 1
-                found.append(strict_rows[rules].scope)
+                found.append(own_rows[rules].scope)
             for key in selectors.concerning(workload):
                 if key not in numbers:
                     numbers[key] = n_scopes
@@ -91,7 +92,11 @@ def compile_set(policies: PolicySet, workloads: Iterable[Workload], epoch: int) 
         for policy in sorted(policies.authorization, key=lambda policy: policy.key)
         if scope_of(policy) in numbers
     ]
-    return PolicyTables(epoch, True, n_scopes, (*strict_rows.values(), *rows), tuple(guards))
+    return PolicyTables(epoch, True, n_scopes, (*own_rows.values(), *rows), tuple(guards))
+
+
+def _around_waypoint(workload: Workload) -> tuple[RuleRow, ...]:
+    return (RuleRow(workload.waypoint.missing, ()),) if workload.waypoint else ()
 
 
 class _Modes:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mesh.kube.assemble import Assembler, assemble
 from mesh.kube.objects import KubeObject, ObjectRef, PodObject, ServiceObject
-from mesh.kube.settings import Labels, TranslateSettings
+from mesh.kube.settings import Labels, TranslateSettings, Waypoints
 from mesh.model.snapshot import MeshSnapshot, diff
 from mesh.sources import SourceError, SourceUpdate
 from mesh.sources.files.changes import changes
@@ -72,10 +72,11 @@ class FileSource:
         trust_domain: str = "cluster.local",
         cluster_domain: str = "cluster.local",
         labels: Labels = Labels.QANAT,
+        waypoints: Waypoints = Waypoints.CLOSED,
     ) -> None:
         self._dirs = tuple(Path(d) for d in dirs)
         self._status_dirs = tuple(Path(d) for d in status_dirs)
-        self._settings = TranslateSettings(cluster, trust_domain, cluster_domain, labels)
+        self._settings = TranslateSettings(cluster, trust_domain, cluster_domain, labels, waypoints)
         self._assembler = Assembler(self._settings)
         self._files: dict[Path, _File] = {}
         self._missing: set[Path] = set()

@@ -25,6 +25,7 @@ RESOURCES = (
     Resource("Service", "v1", "services"),
     Resource("EndpointSlice", "discovery.k8s.io/v1", "endpointslices"),
     Resource("AuthorizationPolicy", "security.istio.io/v1", "authorizationpolicies", optional=True),
+    Resource("EgressPolicy", "qanat.io/v1alpha1", "egresspolicies", optional=True),
     Resource("PeerAuthentication", "security.istio.io/v1", "peerauthentications", optional=True),
 )
 QUIET_S = 0.05

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Destinations that must be reached through a waypoint, on a whole mesh without waypoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.netns.test_egress import outcome, settled
+from tests.support.objects import Object, namespace, pod, service
+from tests.support.playground import Playground, until
+from tests.support.sockets import echo, serving
+
+PORT = 7027
+WORDS = "waypoint guarded/wp, asked for by Namespace guarded (istio.io/use-waypoint), is not there"
+
+
+def guarded(*, by_waypoint: bool) -> Object:
+    made = namespace("guarded", meshed=True)
+    if by_waypoint:
+        made["metadata"]["labels"]["istio.io/use-waypoint"] = "wp"
+    return made
+
+
+def objects() -> tuple[Object, ...]:
+    return (
+        guarded(by_waypoint=True),
+        namespace("town", meshed=True),
+        namespace("wild", meshed=False),
+        pod("town/client", "n1"),
+        pod("guarded/server", "n2"),
+        pod("wild/visitor", "n2"),
+        service("guarded/web", {"app": "server"}, {"main": (80, PORT)}),
+    )
+
+
+@pytest.fixture
+def mesh() -> Iterator[Playground]:
+    made = Playground.start(*objects())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def open_mesh() -> Iterator[Playground]:
+    made = Playground.start(*objects(), env={"QANAT_WAYPOINTS": "open"})
+    yield made
+    made.close()
+
+
+async def test_nobody_goes_around_a_waypoint_that_is_missing(mesh: Playground) -> None:
+    server = mesh.pod("guarded/server")
+    async with serving(server.listen(PORT), echo):
+        await settled(mesh, "town/client", server.ip4, "refused", PORT)
+        assert await outcome(mesh, "town/client", mesh.vip("guarded/web"), 80) == "refused"
+        assert await outcome(mesh, "wild/visitor", server.ip4, PORT) == "cut"
+
+        for node in ("n1", "n2"):
+
+            def look(where: str = node) -> list[str]:
+                return [line for line in mesh.access_log(where) if f'rule="{WORDS}"' in line]
+
+            assert await until(f"a line of {node} with the rule", look)
+
+        mesh.apply(guarded(by_waypoint=False))
+
+        await settled(mesh, "town/client", mesh.vip("guarded/web"), "open", 80)
+
+
+async def test_setting_opens_what_waits_for_a_waypoint(open_mesh: Playground) -> None:
+    async with serving(open_mesh.pod("guarded/server").listen(PORT), echo):
+        await settled(open_mesh, "town/client", open_mesh.vip("guarded/web"), "open", 80)
