@@ -20,7 +20,7 @@ from mesh.journal.recorder import Recorder
 from mesh.journal.writer import Writer
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import NodeName, Protocol, Workload, WorkloadUid
-from ztunnel.dataplane.names import Names
+from mesh.telemetry.names import Names
 from ztunnel.dataplane.values import Addr, Direction, Event, Kind, Reason
 from ztunnel.dataplane.values import Path as Way
 from ztunnel.telemetry.flows import Flows

@@ -15,13 +15,13 @@ from mesh.lifecycle import Shutdown, supervise
 from mesh.model.identity import Identity, InvalidIdentity
 from mesh.model.snapshot import MeshSnapshot
 from mesh.policy.evaluate import PolicySet
+from mesh.telemetry.names import Names
 from ztunnel import __version__
 from ztunnel.admin import dump, http
 from ztunnel.config import Config, address
 from ztunnel.dataplane.door import Engine
 from ztunnel.dataplane.events import EventPump
 from ztunnel.dataplane.feed import TableFeed
-from ztunnel.dataplane.names import Names
 from ztunnel.dataplane.policy import compile_set
 from ztunnel.dataplane.policy_rows import PolicyVerdict
 from ztunnel.dataplane.values import Event, Kind

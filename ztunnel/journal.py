@@ -12,7 +12,7 @@ from mesh.journal.directory import listing
 from mesh.journal.keeper import Keeper
 from mesh.journal.recorder import Recorder
 from mesh.journal.writer import Limits, in_memory
-from ztunnel.dataplane.names import Names
+from mesh.telemetry.names import Names
 from ztunnel.dataplane.values import Event
 from ztunnel.telemetry.flows import Flows
 

@@ -6,12 +6,12 @@ import logging
 from dataclasses import asdict
 
 from mesh.lifecycle import Shutdown
+from mesh.telemetry import lines
 from ztunnel.app import Ztunnel
 from ztunnel.config import Config
 from ztunnel.dataplane._native import Core
 from ztunnel.dataplane.values import CoreConfig
 from ztunnel.identity import kept, target
-from ztunnel.telemetry import accesslog
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ async def run(config: Config) -> int:
     core = Core(CoreConfig(trust_domains=domains, **asdict(config.engine)))
     try:
         core.start()
-        with accesslog.opened(config.access_log) as log_fd:
+        with lines.opened(config.access_log) as log_fd:
             log.info("ztunnel started", extra={"mesh": config.mesh, "node": config.node})
             keeper = kept.open_for(config.mesh, config.node)
             await Ztunnel(config, core, ca, shutdown, log_fd, keeper).run()

@@ -22,9 +22,9 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from mesh.model.snapshot import MeshSnapshot
+from mesh.telemetry.names import Names
 from perf.peers.certs import LeafFiles
 from ztunnel.dataplane._native import Core
-from ztunnel.dataplane.names import Names
 from ztunnel.dataplane.values import (
     Addr,
     CoreConfig,

@@ -1,28 +1,24 @@
 """The access log: one line per connection with ztunnel's field names, plus path, reason and whether it was mTLS.
 
-Text: time, level, `access`, message, fields, tab-separated as ztunnel writes them. `bytes_sent` is client to server
-in both directions.
+`bytes_sent` is client to server in both directions. Forms and sinks: mesh/telemetry/lines.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import json
-import os
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import BinaryIO, Protocol
+from collections.abc import Callable, Iterable
+from typing import BinaryIO
 
 from mesh.protocol.messages import PORT_HBONE
-from ztunnel.dataplane.names import Names, WorkloadNames
+from mesh.telemetry import lines
+from mesh.telemetry.lines import show
+from mesh.telemetry.names import Names
 from ztunnel.dataplane.values import Addr, Direction, Event, Kind, Path, Reason
 from ztunnel.telemetry.parties import is_mutual_tls, parties, was_joined
 
 _REMEMBERED = 50_000
 """Pairs of workloads whose fields are kept."""
 
+_MESSAGES = {Kind.CLOSED: "connection complete", Kind.TUNNEL: "tunnel failed"}
 _DIRECTIONS = {one: one.name.lower() for one in Direction}
 _PATHS = {one: one.name.lower() for one in Path}
 _REASONS = {one: one.name.lower() for one in Reason}
@@ -40,8 +36,7 @@ _HINTS = {
 
 
 class AccessLog:
-    """Formats on the caller's thread, one write per batch. A destination that does not keep up (a full disk, a reader
-    that sleeps on a pipe) loses lines and they are counted in `lost`; traffic never waits for its log."""
+    """Formats on the caller's thread, one write per batch; what the destination could not take is counted in `lost`."""
 
     def __init__(
         self,
@@ -53,43 +48,37 @@ class AccessLog:
     ) -> None:
         """`out`: a file or descriptor, the caller's. `form`: text or json. `pod_name`: ns/name of an engine's pod."""
         self._names = names
-        self._fd = out if isinstance(out, int) else out.fileno()
-        self._form: _Form = _Json() if form == "json" else _Text()
+        self._sink = lines.Sink(out)
+        self._form = lines.form_of(form)
         self._pod_name = pod_name
         self._who: dict[tuple[object, ...], tuple[str, str]] = {}
-        self.lost = 0
+
+    @property
+    def lost(self) -> int:
+        return self._sink.lost
 
     def set_names(self, names: Names) -> None:
         self._names = names
         self._who.clear()
 
     def on_events(self, events: Iterable[Event]) -> None:
-        lines = [self.line(event) for event in events if event.kind in (Kind.CLOSED, Kind.TUNNEL)]
-        if not lines:
-            return
-        data = "".join(lines).encode("utf-8", "replace")
-        try:
-            written = os.write(self._fd, data)
-        except OSError:
-            written = 0
-        if written < len(data):
-            self.lost += data[written:].count(b"\n")
+        self._sink.write(self.line(event) for event in events if event.kind in (Kind.CLOSED, Kind.TUNNEL))
 
     def line(self, event: Event) -> str:
         failed = event.reason not in _GOOD or not (was_joined(event) or event.reason is Reason.OK)
         form = self._form
-        start = form.start(_stamp(event), "error" if failed else "info", event.kind is Kind.TUNNEL)
+        start = form.start(_stamp(event), "error" if failed else "info", _MESSAGES[event.kind])
         fields = self._tunnel(event) if event.kind is Kind.TUNNEL else self._connection(event)
         return f"{start}{form.between.join([*fields, *self._end(event)])}{form.end}"
 
     def _connection(self, event: Event) -> list[str]:
         bare, text = self._form.bare, self._form.text
         source, destination = self._parties(event)
-        fields = [bare("src.addr", _show(event.src)), source]
+        fields = [bare("src.addr", show(event.src)), source]
         if event.path is Path.TUNNEL:
-            fields += [bare("dst.addr", _show_hbone(event)), bare("dst.hbone_addr", _show(event.dst))]
+            fields += [bare("dst.addr", _show_hbone(event)), bare("dst.hbone_addr", show(event.dst))]
         else:
-            fields.append(bare("dst.addr", _show(event.dst)))
+            fields.append(bare("dst.addr", show(event.dst)))
         fields += [
             destination,
             text("direction", _DIRECTIONS[event.direction]),
@@ -103,7 +92,7 @@ class AccessLog:
 
     def _tunnel(self, event: Event) -> list[str]:
         bare, text = self._form.bare, self._form.text
-        fields = [bare("src.addr", _show(event.src)), bare("dst.addr", _show(event.dst or event.peer))]
+        fields = [bare("src.addr", show(event.src)), bare("dst.addr", show(event.dst or event.peer))]
         if event.src_identity:
             fields.append(text("src.identity", event.src_identity))
         if pod := self._pod_name(event.pod_id):
@@ -141,122 +130,21 @@ class AccessLog:
             who = parties(event, self._names)
             service = [self._form.text("dst.service", who.service.hostname)] if who.service else []
             found = self._who[key] = (
-                self._form.between.join(self._workload("src", who.source, who.source_identity)),
-                self._form.between.join([*service, *self._workload("dst", who.destination, who.destination_identity)]),
+                self._form.between.join(lines.workload(self._form, "src", who.source, who.source_identity)),
+                self._form.between.join(
+                    [*service, *lines.workload(self._form, "dst", who.destination, who.destination_identity)]
+                ),
             )
         return found
-
-    def _workload(self, side: str, names: WorkloadNames, identity: str) -> list[str]:
-        fields = []
-        if names.uid:
-            fields.append(self._form.text(f"{side}.workload", names.pod))
-            fields.append(self._form.text(f"{side}.namespace", names.namespace))
-        if identity:
-            fields.append(self._form.text(f"{side}.identity", identity))
-        return fields
-
-
-class _Form(Protocol):
-    """How one line is written. `bare`: a value of our own that needs no quotes in text."""
-
-    between: str
-    end: str
-
-    def start(self, stamp: str, level: str, is_tunnel: bool) -> str: ...
-
-    def bare(self, key: str, value: str) -> str: ...
-
-    def text(self, key: str, value: str) -> str: ...
-
-    def texts(self, key: str, values: Sequence[str]) -> str: ...
-
-    def number(self, key: str, value: int) -> str: ...
-
-    def truth(self, key: str, value: bool) -> str: ...
-
-
-_MESSAGES = {True: "tunnel failed", False: "connection complete"}
-
-
-class _Text:
-    between = " "
-    end = "\n"
-
-    def start(self, stamp: str, level: str, is_tunnel: bool) -> str:
-        return f"{stamp}\t{level}\taccess\t{_MESSAGES[is_tunnel]}\t"
-
-    def bare(self, key: str, value: str) -> str:
-        return f"{key}={value}"
-
-    def text(self, key: str, value: str) -> str:
-        return f"{key}={json.dumps(value)}"
-
-    def texts(self, key: str, values: Sequence[str]) -> str:
-        return self.text(key, ", ".join(values))
-
-    def number(self, key: str, value: int) -> str:
-        return f"{key}={value}"
-
-    def truth(self, key: str, value: bool) -> str:
-        return f"{key}={'true' if value else 'false'}"
-
-
-class _Json:
-    between = ","
-    end = "}\n"
-
-    def start(self, stamp: str, level: str, is_tunnel: bool) -> str:
-        return f'{{"level":"{level}","time":"{stamp}","scope":"access","message":"{_MESSAGES[is_tunnel]}",'
-
-    def bare(self, key: str, value: str) -> str:
-        return f'"{key}":"{value}"'
-
-    def text(self, key: str, value: str) -> str:
-        return f'"{key}":{json.dumps(value)}'
-
-    def texts(self, key: str, values: Sequence[str]) -> str:
-        return f'"{key}":{json.dumps(values)}'
-
-    def number(self, key: str, value: int) -> str:
-        return f'"{key}":{value}'
-
-    def truth(self, key: str, value: bool) -> str:
-        return f'"{key}":{"true" if value else "false"}'
-
-
-def _show(addr: Addr | None) -> str:
-    if addr is None:
-        return "unknown"
-    return f"[{addr.ip}]:{addr.port}" if addr.ip.version == 6 else f"{addr.ip}:{addr.port}"
 
 
 def _show_hbone(event: Event) -> str:
     """The tunnel's server end: the endpoint dialled, or our own pod."""
     if event.direction is Direction.OUTBOUND and event.peer is not None:
-        return _show(event.peer)
-    return _show(Addr(event.dst.ip, PORT_HBONE) if event.dst else None)
+        return show(event.peer)
+    return show(Addr(event.dst.ip, PORT_HBONE) if event.dst else None)
 
 
 def _stamp(event: Event) -> str:
     """When it ended."""
-    seconds, micros = divmod(event.start_unix_us + event.duration_us, 1_000_000)
-    return f"{_second(seconds)}.{micros:06d}Z"
-
-
-@functools.lru_cache(maxsize=8)
-def _second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-
-
-@contextlib.contextmanager
-def opened(where: str) -> Iterator[int]:
-    """A descriptor for `-` (standard output), a path (appended to), or the empty string (thrown away)."""
-    if where == "-":
-        sys.stdout.flush()
-        yield sys.stdout.fileno()
-        return
-    fd = os.open(where or os.devnull, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+    return lines.stamp(event.start_unix_us + event.duration_us)

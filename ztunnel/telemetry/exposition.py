@@ -9,11 +9,12 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
+from mesh.telemetry.labels import LABELS, SERIES
 from ztunnel.dataplane.values import Counters, Reason
 from ztunnel.telemetry.decisions import LABELS as DECISION_LABELS
 from ztunnel.telemetry.decisions import Decisions
 from ztunnel.telemetry.latency import Histogram, Latencies
-from ztunnel.telemetry.series import LABELS, Cell, TrafficSeries
+from ztunnel.telemetry.series import Cell, TrafficSeries
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +95,13 @@ class _Once:
 
 
 def _traffic(cells: Sequence[Cell]) -> Iterable[Metric]:
-    opened = CounterMetricFamily("istio_tcp_connections_opened", "Connections opened.", labels=LABELS)
-    closed = CounterMetricFamily("istio_tcp_connections_closed", "Connections closed.", labels=LABELS)
-    failed = CounterMetricFamily("istio_tcp_connections_failed", "Connections never joined.", labels=LABELS)
-    sent = CounterMetricFamily("istio_tcp_sent_bytes", "Bytes of responses.", labels=LABELS)
-    received = CounterMetricFamily("istio_tcp_received_bytes", "Bytes of requests.", labels=LABELS)
-    for cell in cells:
-        opened.add_metric(cell.labels, cell.opened)
-        closed.add_metric(cell.labels, cell.closed)
-        sent.add_metric(cell.labels, cell.sent)
-        received.add_metric(cell.labels, cell.received)
-        if cell.failed:
-            failed.add_metric(cell.labels, cell.failed)
-    return (opened, closed, failed, sent, received)
+    for name, text, attribute in SERIES:
+        family = CounterMetricFamily(name, text, labels=LABELS)
+        for cell in cells:
+            count = getattr(cell, attribute)
+            if count or attribute != "failed":
+                family.add_metric(cell.labels, count)
+        yield family
 
 
 def _decided(decisions: Decisions) -> Iterable[Metric]:

@@ -9,7 +9,7 @@ from functools import partial
 from mesh.journal import flow
 from mesh.journal.flow import Flow, Lost, Party, Record, Verdict
 from mesh.journal.recorder import Recorder
-from ztunnel.dataplane.names import Names, WorkloadNames
+from mesh.telemetry.names import Names, WorkloadNames
 from ztunnel.dataplane.values import Addr, Direction, Event, Kind, Path, Reason
 from ztunnel.telemetry.parties import parties, was_joined
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ztunnel.dataplane.names import UNKNOWN_WORKLOAD, Names, ServiceNames, WorkloadNames
+from mesh.telemetry.names import UNKNOWN_WORKLOAD, Names, ServiceNames, WorkloadNames
 from ztunnel.dataplane.values import Direction, Event, Path, Reason
 
 FLAGS = {

@@ -10,43 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
-from ztunnel.dataplane.names import Names
+from mesh.telemetry.labels import OTHER, LabelValues, label_values
+from mesh.telemetry.names import Names
 from ztunnel.dataplane.values import Direction, Event, Kind
 from ztunnel.telemetry.parties import has_failed, is_mutual_tls, parties, response_flags, was_joined
-
-LABELS = (
-    "reporter",
-    "source_workload",
-    "source_canonical_service",
-    "source_canonical_revision",
-    "source_workload_namespace",
-    "source_principal",
-    "source_app",
-    "source_version",
-    "source_cluster",
-    "destination_service",
-    "destination_service_namespace",
-    "destination_service_name",
-    "destination_workload",
-    "destination_canonical_service",
-    "destination_canonical_revision",
-    "destination_workload_namespace",
-    "destination_principal",
-    "destination_app",
-    "destination_version",
-    "destination_cluster",
-    "request_protocol",
-    "response_flags",
-    "connection_security_policy",
-)
-OTHER = ("other",) * len(LABELS)
-"""Where connections go once there are too many sets of labels."""
-
-_IDENTITY_MAX = 256
-LabelValues = tuple[str, ...]
-_side = attrgetter("workload", "canonical_service", "canonical_revision", "namespace")
 
 
 @dataclass(slots=True, eq=False)
@@ -205,28 +173,16 @@ class TrafficSeries:
 
 
 def labels_of(event: Event, names: Names) -> LabelValues:
-    """Values in the order of LABELS."""
     who = parties(event, names)
     tls = is_mutual_tls(event)
     inbound = event.direction is Direction.INBOUND
-    policy = "mutual_tls" if tls else "none" if inbound else "unknown"
-    source, destination, service = who.source, who.destination, who.service
-    return (
+    return label_values(
         "destination" if inbound else "source",
-        *_side(source),
-        who.source_identity[:_IDENTITY_MAX] if tls and who.source_identity else "unknown",
-        source.app,
-        source.version,
-        source.cluster,
-        service.hostname if service else "unknown",
-        service.namespace if service else "unknown",
-        service.name if service else "unknown",
-        *_side(destination),
-        who.destination_identity[:_IDENTITY_MAX] if tls and who.destination_identity else "unknown",
-        destination.app,
-        destination.version,
-        destination.cluster,
-        "tcp",
+        who.source,
+        who.destination,
+        who.service,
+        who.source_identity if tls else "",
+        who.destination_identity if tls else "",
         response_flags(event),
-        policy,
+        "mutual_tls" if tls else "none" if inbound else "unknown",
     )

@@ -8,10 +8,10 @@ from hypothesis import given
 
 from mesh.model.snapshot import MeshSnapshot
 from mesh.sources.files import FileSource
+from mesh.telemetry.names import Names
 from tests.unit.mesh.builders import Raw, assembled, endpoint_slice, namespace, pod, ready, service
 from tests.unit.mesh.test_snapshot import meshes
 from ztunnel.dataplane.compile import compile_tables
-from ztunnel.dataplane.names import Names
 from ztunnel.dataplane.values import Tables
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "mesh"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 
+from mesh.telemetry.names import Names
 from tests.unit.node.doubles import event, snapshot
-from ztunnel.dataplane.names import Names
 from ztunnel.dataplane.values import Direction, Event, Kind, Path, Reason
 from ztunnel.telemetry.accesslog import AccessLog
 

@@ -8,8 +8,8 @@ import pytest
 from mesh.journal import flow as journal
 from mesh.journal.flow import Flow, Party, Record, Verdict
 from mesh.journal.recorder import Recorder
+from mesh.telemetry.names import Names
 from tests.unit.node.doubles import event, snapshot
-from ztunnel.dataplane.names import Names
 from ztunnel.dataplane.values import Direction, Event, Kind, Path, Reason
 from ztunnel.telemetry.flows import Flows, flow_of
 

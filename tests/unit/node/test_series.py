@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 
 from mesh.model.snapshot import MeshSnapshot
+from mesh.telemetry.labels import LABELS, OTHER
+from mesh.telemetry.names import Names
 from tests.unit.node.doubles import FakeClock, event, snapshot, workload
-from ztunnel.dataplane.names import Names
 from ztunnel.dataplane.values import Direction, Event, Kind, Path, Reason
-from ztunnel.telemetry.series import LABELS, OTHER, Cell, TrafficSeries, labels_of
+from ztunnel.telemetry.series import Cell, TrafficSeries, labels_of
 
 NAMES = Names(snapshot())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of workloads and services for logs and metrics, found by what the engine reports: addresses and uids."""
+"""Names of workloads and services for logs and metrics, found by what the data path reports: addresses and uids."""
 
 from __future__ import annotations
 
