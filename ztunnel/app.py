@@ -274,6 +274,7 @@ class Ztunnel:
             "pending": self.not_ready(),
             "draining": self.drainer.is_draining,
             "agentConnected": self.client.is_connected,
+            "authorityClockAheadS": round(self.certificates_manager.authority_ahead_s, 1),
             "epoch": counters.epoch,
             "live": counters.conns_live,
             "tunnels": {"inbound": counters.tunnels_in_live, "outbound": counters.tunnels_out_live},

@@ -106,6 +106,10 @@ class Authority:
     def root_pem(self) -> str:
         return self._root.certificate_pem
 
+    def unix_ms(self) -> int:
+        """Our clock."""
+        return int(self._now().timestamp() * 1000)
+
     @property
     def issuer_serial(self) -> str:
         return self._issuer.serial

@@ -100,7 +100,7 @@ class CertificateService:
         bundle = await self._announcer.wait(
             caller.node, request.known if caller.node else "", min(float(request.wait_s), LONGEST_WAIT_S)
         )
-        return TrustBundle(roots_pem=bundle.roots_pem, digest=bundle.digest)
+        return TrustBundle(roots_pem=bundle.roots_pem, digest=bundle.digest, unix_ms=self._authority.unix_ms())
 
 
 def status_of(error: Exception) -> grpc.StatusCode:

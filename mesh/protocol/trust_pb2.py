@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19mesh/protocol/trust.proto\x12\x08qanat.v1\",\n\x0bWaitRequest\x12\r\n\x05known\x18\x01 \x01(\t\x12\x0e\n\x06wait_s\x18\x02 \x01(\r\"0\n\x0bTrustBundle\x12\x11\n\troots_pem\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t2F\n\x0cTrustBundles\x12\x36\n\x04Wait\x12\x15.qanat.v1.WaitRequest\x1a\x15.qanat.v1.TrustBundle\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19mesh/protocol/trust.proto\x12\x08qanat.v1\",\n\x0bWaitRequest\x12\r\n\x05known\x18\x01 \x01(\t\x12\x0e\n\x06wait_s\x18\x02 \x01(\r\"A\n\x0bTrustBundle\x12\x11\n\troots_pem\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07unix_ms\x18\x03 \x01(\x03\x32\x46\n\x0cTrustBundles\x12\x36\n\x04Wait\x12\x15.qanat.v1.WaitRequest\x1a\x15.qanat.v1.TrustBundle\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WAITREQUEST']._serialized_start=39
   _globals['_WAITREQUEST']._serialized_end=83
   _globals['_TRUSTBUNDLE']._serialized_start=85
-  _globals['_TRUSTBUNDLE']._serialized_end=133
-  _globals['_TRUSTBUNDLES']._serialized_start=135
-  _globals['_TRUSTBUNDLES']._serialized_end=205
+  _globals['_TRUSTBUNDLE']._serialized_end=150
+  _globals['_TRUSTBUNDLES']._serialized_start=152
+  _globals['_TRUSTBUNDLES']._serialized_end=222
 # @@protoc_insertion_point(module_scope)

@@ -13,9 +13,11 @@ class WaitRequest(_message.Message):
     def __init__(self, known: _Optional[str] = ..., wait_s: _Optional[int] = ...) -> None: ...
 
 class TrustBundle(_message.Message):
-    __slots__ = ("roots_pem", "digest")
+    __slots__ = ("roots_pem", "digest", "unix_ms")
     ROOTS_PEM_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     roots_pem: str
     digest: str
-    def __init__(self, roots_pem: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+    unix_ms: int
+    def __init__(self, roots_pem: _Optional[str] = ..., digest: _Optional[str] = ..., unix_ms: _Optional[int] = ...) -> None: ...

@@ -32,10 +32,12 @@ class CaRefused(CaError):
 
 
 @dataclass(frozen=True, slots=True)
-class NewRoots:
-    """From now on these are to be trusted, PEM; nothing else of the certificates changes."""
+class Announcement:
+    """`roots_pem`: to be trusted from now on, perhaps what already is. `authority_s`: the authority's clock as it said
+    so, seconds since 1970."""
 
     roots_pem: bytes
+    authority_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Renewable:
     """obtain() may answer better than last time."""
 
 
-Change = NewRoots | Renewable
+Change = Announcement | Renewable
 
 
 class CertificateSource(Protocol):
@@ -72,8 +74,8 @@ class CaClient(Protocol):
         Raises CaError. Bounded in time by the client."""
         ...
 
-    def bundles(self) -> AsyncGenerator[bytes, None]:
-        """The roots to trust, PEM, now and whenever they change; otherwise as CertificateSource.changes()."""
+    def announcements(self) -> AsyncGenerator[Announcement, None]:
+        """Now, whenever the roots change, and now and then; otherwise as CertificateSource.changes()."""
         ...
 
     async def close(self) -> None: ...

@@ -16,8 +16,12 @@ class Clock(Protocol):
         """Seconds since 1970."""
         ...
 
+    def steady(self) -> float:
+        """Seconds since some moment, by a clock that nobody sets."""
+        ...
+
     async def sleep_until(self, moment: float) -> None:
-        """Return when now() >= `moment`."""
+        """Return when now() >= `moment`, or when as much time has passed by steady()."""
         ...
 
 
@@ -25,6 +29,10 @@ class WallClock:
     def now(self) -> float:
         return time.time()
 
+    def steady(self) -> float:
+        return time.monotonic()
+
     async def sleep_until(self, moment: float) -> None:
-        while (left := moment - time.time()) > 0:  # noqa: ASYNC110 - nobody sets an event when the wall clock jumps
+        end = self.steady() + moment - time.time()
+        while (left := min(moment - time.time(), end - self.steady())) > 0:  # noqa: ASYNC110 - no event tells of jumps
             await asyncio.sleep(min(left, SLICE_S))

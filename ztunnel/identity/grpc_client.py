@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mesh.model.identity import Identity
 from mesh.protocol.citadel_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from mesh.protocol.trust_pb2 import TrustBundle, WaitRequest
-from ztunnel.identity.client import CaRefused, CaUnavailable
+from ztunnel.identity.client import Announcement, CaRefused, CaUnavailable
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -36,11 +36,14 @@ OPTIONS = (
     # When the authority is back, find it at once: our own backoff spaces the requests.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_receive_message_length", 1024 * 1024),
     ("grpc.enable_http_proxy", 0),
 )
+
+
+RECONNECT_MS = {"unix": 250, "tcp": 2000}
+"""Longest pause between two tries to connect; over a network the nodes are many."""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +81,7 @@ class GrpcCaClient:
         response = await self._ask(SIGN, request, IstioCertificateResponse, self._timeout_s)
         return tuple(response.cert_chain)
 
-    async def bundles(self) -> AsyncGenerator[bytes, None]:
+    async def announcements(self) -> AsyncGenerator[Announcement, None]:
         known, loop = "", asyncio.get_running_loop()
         while True:
             asked_at = loop.time()
@@ -90,10 +93,9 @@ class GrpcCaClient:
                     raise
                 log.info("authority does not announce roots; they come with certificates", extra={"ca": self._target})
                 return
-            if answer.digest != known:
-                self._announced = answer.roots_pem.encode("utf-8")
-                yield self._announced
-                known = answer.digest
+            self._announced = answer.roots_pem.encode("utf-8")
+            yield Announcement(self._announced, answer.unix_ms / 1000)
+            known = answer.digest
             await asyncio.sleep(max(0.0, asked_at + AT_MOST_EVERY_S - loop.time()))
 
     async def close(self) -> None:
@@ -137,10 +139,12 @@ class GrpcCaClient:
         roots = self._roots()
         if self._current is None or self._current.roots != roots:
             old = self._current
+            pause_ms = RECONNECT_MS["tcp" if roots else "unix"]
+            options = (*OPTIONS, ("grpc.max_reconnect_backoff_ms", pause_ms))
             if roots is None:
-                made = grpc.aio.insecure_channel(self._target, options=OPTIONS)
+                made = grpc.aio.insecure_channel(self._target, options=options)
             else:
-                made = grpc.aio.secure_channel(self._target, grpc.ssl_channel_credentials(roots), options=OPTIONS)
+                made = grpc.aio.secure_channel(self._target, grpc.ssl_channel_credentials(roots), options=options)
             self._current = _Channel(made, roots)
             if old is not None:
                 old.retired = True

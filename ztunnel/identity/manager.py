@@ -17,7 +17,7 @@ from typing import assert_never
 from mesh.lifecycle import backoff
 from mesh.model.identity import Identity
 from ztunnel.identity import x509
-from ztunnel.identity.client import CaError, CaRefused, CertificateSource, Change, NewRoots, Renewable
+from ztunnel.identity.client import Announcement, CaError, CaRefused, CertificateSource, Change, Renewable
 from ztunnel.identity.clock import Clock, WallClock
 from ztunnel.identity.slots import Slots, Urgency
 from ztunnel.identity.x509 import CertificateRefused, IssuedCertificate
@@ -31,6 +31,11 @@ BACKOFF_FIRST_S = 1.0
 BACKOFF_LAST_S = 150.0
 FOLLOW_LAST_S = 15.0
 """Longest pause before an authority that was away is asked again whether its roots have changed."""
+
+WARN_SKEW_S = 30.0
+
+RENEWAL_FIRST_S = 0.5
+"""No certificate is replaced sooner, however little of its life seems left: clocks may be wrong."""
 
 UNCHANGED_FIRST_S = 1.0
 """A source that had nothing newer at half life is asked again no sooner."""
@@ -106,6 +111,8 @@ class CertificateManager:
         self._entries: dict[Identity, _Entry] = {}
         self._roots: bytes | None = None
         """What the source has announced and would correct; None while it cannot tell us."""
+        self._authority_offset_s: float | None = None
+        """Its clock minus our steady one; None until it tells."""
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
@@ -245,12 +252,16 @@ class CertificateManager:
         """Raises CertificateRefused when one certificate in use would no longer be trusted: that one keeps the roots it
         has, and a new one is asked for at once."""
         match change:
-            case NewRoots(roots_pem):
+            case Announcement(roots_pem, authority_s):
                 x509.check_roots(roots_pem)
+                self._compare_clocks(authority_s)
                 refused = [cause for entry in self._entries.values() if (cause := self._reroot(entry, roots_pem))]
                 if refused:
                     raise CertificateRefused("; ".join(refused))
                 self._roots = roots_pem
+                for entry in self._entries.values():
+                    if entry.failures:  # it is back; that nodes find out one by one spreads their requests
+                        self._hasten(entry)
             case Renewable():
                 for entry in self._entries.values():
                     self._hasten(entry)
@@ -273,6 +284,32 @@ class CertificateManager:
             return f"{entry.identity}: {error}"
         return ""
 
+    def _compare_clocks(self, authority_s: float) -> None:
+        """Renewals of certificates in hand are brought forward when we turn out to be behind."""
+        offset_s = authority_s - self._clock.steady()
+        if self._authority_offset_s is not None and abs(offset_s - self._authority_offset_s) < 1:
+            return
+        self._authority_offset_s = offset_s
+        if abs(self.authority_ahead_s) >= WARN_SKEW_S:
+            log.warning("clocks differ", extra={"authority_ahead_s": round(self.authority_ahead_s)})
+        for entry in self._entries.values():
+            if entry.certificate is not None and entry.next_at is not None and not entry.failures:
+                due = self._clock.now() + self._left(entry.certificate) / 2 * self._jitter()
+                if due < entry.next_at:
+                    entry.next_at = due
+                    entry.sooner.set()
+
+    @property
+    def authority_ahead_s(self) -> float:
+        """Its clock minus ours, if it has told us; right also after somebody has set ours."""
+        offset_s = self._authority_offset_s
+        return 0.0 if offset_s is None else offset_s + self._clock.steady() - self._clock.now()
+
+    def _left(self, issued: IssuedCertificate) -> float:
+        """Seconds, by our clock or the authority's, whichever ends it sooner: a node that is behind would go on to show
+        what others take for expired."""
+        return issued.not_after.timestamp() - self._clock.now() - max(0.0, self.authority_ahead_s)
+
     def _hasten(self, entry: _Entry) -> None:
         """Attempt now, unless one is under way."""
         if entry.next_at is not None:
@@ -288,7 +325,10 @@ class CertificateManager:
         entry.certificate, entry.obtained_at = issued, now
         entry.error, entry.failures, entry.urgency = "", 0, Urgency.RENEWAL
         # Half of what is left, not of the whole: authorities date certificates back.
-        wait = (issued.not_after.timestamp() - now) / 2 * self._jitter()
+        left = self._left(issued)
+        if self._ttl_s:
+            left = min(left, self._ttl_s)  # we got no more than we asked for, whatever the clocks say
+        wait = max(left / 2 * self._jitter(), RENEWAL_FIRST_S)
         if before is not None and before.serial == issued.serial:
             entry.next_at = now + max(wait, UNCHANGED_FIRST_S)
         else:
@@ -305,6 +345,8 @@ class CertificateManager:
         entry.failures += 1
         entry.error = str(error)
         wait = min(BACKOFF_FIRST_S * 2 ** min(entry.failures - 1, 16), BACKOFF_LAST_S) * self._jitter()
+        if entry.certificate is not None and (left := self._left(entry.certificate)) > 0:
+            wait = min(wait, max(left / 4, RENEWAL_FIRST_S))  # not past the end of what is still in use
         entry.next_at = now + min(wait, BACKOFF_LAST_S)
         log.warning(
             "no certificate yet" if entry.certificate is None else "certificate not renewed",
@@ -332,6 +374,8 @@ class CertificateManager:
             )
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                if waits[0].done():  # even when now() has been set back meanwhile
+                    break
             finally:
                 for wait in waits:
                     wait.cancel()

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 from mesh.model.identity import Identity
 from ztunnel.identity import x509
-from ztunnel.identity.client import CaClient, Change, NewRoots
+from ztunnel.identity.client import CaClient, Change
 from ztunnel.identity.x509 import IssuedCertificate
 
 
@@ -27,9 +27,9 @@ class RequestingSource:
         return x509.accept(await self._ca.sign(identity, request.csr_pem, ttl_s), request, identity, now)
 
     async def changes(self) -> AsyncGenerator[Change, None]:
-        async with aclosing(self._ca.bundles()) as bundles:
-            async for roots_pem in bundles:
-                yield NewRoots(roots_pem)
+        async with aclosing(self._ca.announcements()) as announcements:
+            async for announcement in announcements:
+                yield announcement
 
     async def close(self) -> None:
         await self._ca.close()

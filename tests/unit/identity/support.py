@@ -116,19 +116,27 @@ class VirtualClock:
 
     def __init__(self) -> None:
         self._now = dt.datetime.now(dt.UTC).timestamp()
+        self._set_back = 0.0
         self._order = itertools.count()
         self._sleepers: list[tuple[float, int, asyncio.Event]] = []
 
     def now(self) -> float:
+        return self._now - self._set_back
+
+    def steady(self) -> float:
         return self._now
 
+    def set_back(self, seconds: float) -> None:
+        """Somebody sets the wall clock."""
+        self._set_back += seconds
+
     def utc(self) -> dt.datetime:
-        return dt.datetime.fromtimestamp(self._now, dt.UTC)
+        return dt.datetime.fromtimestamp(self.now(), dt.UTC)
 
     async def sleep_until(self, moment: float) -> None:
-        if moment > self._now:
+        if moment > self.now():
             wake = asyncio.Event()
-            heapq.heappush(self._sleepers, (moment, next(self._order), wake))
+            heapq.heappush(self._sleepers, (moment + self._set_back, next(self._order), wake))
             await wake.wait()
 
     async def advance(self, seconds: float) -> None:

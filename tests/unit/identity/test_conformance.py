@@ -14,7 +14,7 @@ import pytest
 from mesh.model.identity import Identity
 from tests.unit.identity.sources import Bench, Embedded, OnDisk, OverTls
 from tests.unit.identity.support import CART, TRUST_DOMAIN, WEB
-from ztunnel.identity.client import CaError, CaUnavailable, NewRoots
+from ztunnel.identity.client import Announcement, CaError, CaUnavailable
 from ztunnel.identity.manager import CertificateManager, State
 from ztunnel.identity.x509 import CertificateRefused, IssuedCertificate
 
@@ -138,13 +138,13 @@ async def test_changes_wait_for_the_last_to_be_put_to_use(bench: Bench) -> None:
     incoming = ""
     async with asyncio.timeout(10):
         if not isinstance(bench, OnDisk):  # which has nothing to say until something changes
-            assert isinstance(await anext(changes), NewRoots)
+            assert isinstance(await anext(changes), Announcement)
         waiting = asyncio.ensure_future(anext(changes))
         await asyncio.sleep(0.2)
         assert not waiting.done()
         incoming = await bench.add_root()
         change = await waiting
-    assert not isinstance(change, NewRoots) or incoming.encode().strip() in change.roots_pem
+    assert not isinstance(change, Announcement) or incoming.encode().strip() in change.roots_pem
     await changes.aclose()
 
 

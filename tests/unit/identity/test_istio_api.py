@@ -220,7 +220,7 @@ async def test_client_follows_the_server_to_a_new_root_without_a_new_file(run_di
 
 
 async def follow(client: GrpcCaClient) -> None:
-    async for _ in client.bundles():
+    async for _ in client.announcements():
         pass
 
 
@@ -255,7 +255,7 @@ async def test_authority_without_our_messages_is_served_by_certificates_alone(ca
     await server.start()
     client = GrpcCaClient(f"127.0.0.1:{port}", ca.token("n1"), timeout_s=5)
 
-    assert [bundle async for bundle in client.bundles()] == []
+    assert [bundle async for bundle in client.announcements()] == []
 
     with pytest.raises(CaRefused, match="UNIMPLEMENTED"):
         await client.sign(Identity(TRUST_DOMAIN, "a", "b"), "", 0)

@@ -15,7 +15,7 @@ import pytest
 from controlplane.ca.authority import Authority
 from mesh.model.identity import Identity
 from tests.unit.identity.support import CART, TRUST_DOMAIN, WEB, Ca, VirtualClock, settle
-from ztunnel.identity.client import CaClient, CaError, CaRefused, CaUnavailable
+from ztunnel.identity.client import Announcement, CaClient, CaError, CaRefused, CaUnavailable
 from ztunnel.identity.clock import Clock
 from ztunnel.identity.manager import CertificateManager, State
 from ztunnel.identity.requesting import RequestingSource
@@ -32,7 +32,7 @@ class LocalCa:
         self.asked: list[tuple[float, Identity]] = []
         self.failing: CaError | None = None
         self.gate: asyncio.Event | None = None
-        self.announced: asyncio.Queue[bytes] = asyncio.Queue()
+        self.announced: asyncio.Queue[Announcement] = asyncio.Queue()
         self.open_now = self.open_most = 0
 
     async def sign(self, identity: Identity, csr_pem: str, ttl_s: float) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ class LocalCa:
         finally:
             self.open_now -= 1
 
-    async def bundles(self) -> AsyncGenerator[bytes, None]:
+    async def announcements(self) -> AsyncGenerator[Announcement, None]:
         while True:
             yield await self.announced.get()
 
