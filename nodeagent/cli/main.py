@@ -19,6 +19,7 @@ COMMANDS = {
     "workloads": ("nodeagent.cli.views", "workloads", "Pods and other workloads, as the nodes know them."),
     "services": ("nodeagent.cli.views", "services", "Services and their endpoints."),
     "certs": ("nodeagent.cli.views", "certs", "Certificates of this mesh's workloads."),
+    "ca": ("nodeagent.cli.ca", "ca", "The certificate authority: where it stands, replace its issuer or root."),
     "connections": ("nodeagent.cli.views", "connections", "Open connections."),
     "explain": ("nodeagent.cli.explain", "explain", "Why a connection may be or not, or where it stops."),
     "whatif": ("nodeagent.cli.whatif", "whatif", "What changed objects would do to connections seen so far."),
