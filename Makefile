@@ -67,6 +67,11 @@ fuzz: deps ## each fuzzer for FUZZ_SECONDS (20)
 perf-quick: build ## figures against plain TCP and Envoy, as ratios within one run
 	@$(PY) -m perf.quick
 
+DURATION ?= 180
+.PHONY: soak-certs
+soak-certs: build ## DURATION (180) s of traffic while certificates, roots, clocks and the CA change; none may fail
+	@$(PY) -m tests.soak.certs --seconds $(DURATION)
+
 ##@ Steps
 .PHONY: check
 check: ## can Qanat run on this machine? what is missing, with the fix
