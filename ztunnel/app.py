@@ -20,6 +20,7 @@ from ztunnel import __version__
 from ztunnel.admin import dump, http
 from ztunnel.config import Config, address
 from ztunnel.dataplane.door import Engine
+from ztunnel.dataplane.egress import compile_egress_set
 from ztunnel.dataplane.events import EventPump
 from ztunnel.dataplane.feed import TableFeed
 from ztunnel.dataplane.policy import compile_set
@@ -286,15 +287,21 @@ class Ztunnel:
             "pods": [{"uid": pod.uid, "pod": str(pod.info), "identity": str(pod.identity)} for pod in self.pods.all()],
         }
 
+    def hosts(self) -> dict[str, list[str]]:
+        return {name: sorted(map(str, found)) for name, found in self.feed.names.items()}
+
     async def verdict(self, question: http.Question) -> dict[str, object]:
         """The engine's own words, from the rules of the one pod that is asked about."""
-        snapshot = self.feed.snapshot
-        workload = snapshot.workload_at(question.ip)
+        snapshot, names = self.feed.snapshot, self.feed.names
+        workload = snapshot.workload_at(question.source_ip if question.leaving else question.ip)
         if workload is None or workload.node != self._config.node or not 0 < question.port < 65536:
             return {"known": False}
 
         def ask() -> PolicyVerdict:
-            tables = compile_set(PolicySet.of(snapshot), [workload], 1)
+            if question.leaving:
+                tables = compile_egress_set(snapshot.egress_policies, [workload], names, 1)
+            else:
+                tables = compile_set(PolicySet.of(snapshot), [workload], 1)
             return self._engine.judge(tables, question.source, question.source_ip, question.ip, question.port)
 
         return {"known": True, "epoch": snapshot.epoch, **asdict(await asyncio.to_thread(ask))}

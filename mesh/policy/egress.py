@@ -76,3 +76,17 @@ def _is_target(target: EgressTarget, request: EgressRequest, addresses: Addresse
         and (not target.ip_blocks or within(request.ip, target.ip_blocks))
         and (not target.hosts or named)
     )
+
+
+def service_addresses(snapshot: MeshSnapshot, hosts: Iterable[str]) -> Addresses:
+    """Of those that are names of services: their endpoints, because an endpoint's address is what is judged."""
+    services = {service.hostname: service.key for service in snapshot.services.values()}
+    return {
+        host: frozenset(endpoint.address for endpoint in snapshot.endpoints_of(services[host]))
+        for host in hosts
+        if host in services
+    }
+
+
+def hosts_of(policy: EgressPolicy) -> frozenset[str]:
+    return frozenset(host for rule in policy.rules for target in rule.targets for host in target.hosts)

@@ -18,11 +18,20 @@ from mesh.journal.flow import Direction, Flow, Party, Record, Verdict
 from mesh.model.identity import Identity, InvalidIdentity
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import IPAddress, Workload
-from mesh.policy.egress import Addresses, EgressRequest, evaluate_egress, restricts
-from mesh.policy.evaluate import PolicySet, Request, evaluate
+from mesh.policy.egress import (
+    Addresses,
+    EgressRequest,
+    concerns,
+    evaluate_egress,
+    hosts_of,
+    restricts,
+    service_addresses,
+)
+from mesh.policy.evaluate import ROOT_NAMESPACE, PolicySet, Request, evaluate
 
 NO_ADDRESSES: Addresses = MappingProxyType({})
 GONE = "the destination is gone"
+FREE = "no EgressPolicy concerns this workload"
 UNCAPTURED = "the destination is not captured: nothing decides there"
 
 
@@ -98,19 +107,20 @@ def _is_decided_here(flow: Flow) -> bool:
 
 
 def compare(before: Judge, after: Judge, seen: Iterable[Observed]) -> list[Outcome]:
-    """A flow that only the change makes unjudgeable has lost its destination: denied."""
+    """A flow whose destination only the change takes away would break: denied."""
     found = []
     for one in seen:
         was, is_ = before.say(one), after.say(one)
-        if is_.allowed is None and was.allowed is not None:
-            is_ = Said(False, is_.rule)
+        if is_.rule == GONE and was.allowed is not None:
+            is_ = Said(False, GONE)
         found.append(Outcome(one, was, is_))
     return found
 
 
 @dataclass(frozen=True)
 class Judge:
-    """One snapshot's answers. ``addresses``: what the host names of egress policies stand for."""
+    """One snapshot's answers. ``addresses``: what the host names of egress policies stand for, as nodes resolved
+    them; names of services need not be among them."""
 
     snapshot: MeshSnapshot
     addresses: Addresses = field(default_factory=lambda: NO_ADDRESSES)
@@ -155,13 +165,33 @@ class Judge:
         source = self._workload(seen.source)
         if source is None:
             return Said(None, "the source is gone")
+        service = self.snapshot.service_at(ip)
+        if service is None:
+            return self.exit(source, ip, seen.port)
+        found = [
+            self.exit(source, one.address, one.port)
+            for one in self.snapshot.endpoints_of(service.key)
+            if one.service_port == seen.port
+        ]
+        return next((said for said in found if said.allowed is not False), found[0] if found else Said(None, GONE))
+
+    def exit(self, source: Workload, ip: IPAddress, port: int) -> Said:
+        """May it go to this address, by the policies of its own side?"""
         if not source.captured or not restricts(self.snapshot, source):
-            return Said(True, "no EgressPolicy concerns this workload")
+            return Said(True, FREE)
         target = self.snapshot.workload_at(ip)
         if target is not None and target.captured:
             return Said(True, "the destination is of the mesh: its own node decides")
-        request = EgressRequest(source.identity, source.labels, ip, seen.port)
-        verdict = evaluate_egress(self.snapshot.egress_policies, request, self.addresses)
+        policies = [
+            one
+            for one in self.snapshot.egress_policies
+            if concerns(one, source.namespace, source.labels, ROOT_NAMESPACE)
+        ]
+        hosts = {host for policy in policies for host in hosts_of(policy)}
+        addresses = {**self.addresses, **service_addresses(self.snapshot, hosts)}
+        verdict = evaluate_egress(policies, EgressRequest(source.identity, source.labels, ip, port), addresses)
+        if not verdict.allowed and (unknown := sorted(hosts - addresses.keys())):
+            return Said(None, f"no node has resolved {', '.join(unknown)}")
         return Said(verdict.allowed, verdict.rule)
 
     def _workload(self, party: Party) -> Workload | None:

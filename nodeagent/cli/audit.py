@@ -17,8 +17,7 @@ from mesh.journal.export import lines, moment, shown, verify
 from nodeagent.cli.client import NoAnswer, find
 from nodeagent.cli.errors import CliError, Exit
 from nodeagent.cli.journals import Journals, find_journals
-from nodeagent.cli.views import examples, report_silent
-from nodeagent.playground.names import DEFAULT_MESH, RUN_ROOT
+from nodeagent.cli.views import examples, mesh_option, node_option, report_silent
 
 _SPAN = re.compile(r"^(\d+(?:\.\d+)?)([smhd])$")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -48,10 +47,8 @@ class Since(click.ParamType[int]):
     "qanat audit --since 2h | jq 'select(.verdict == \"denied\")'",
     "qanat audit --verify audit.jsonl --anchor 3f1c...    # exit code 1 if it was changed, cut or made anew",
 ))  # fmt: skip
-@click.option("--mesh", "-m", envvar="QANAT_MESH", default=DEFAULT_MESH, show_default=True, metavar="NAME",
-              help="Which mesh (or $QANAT_MESH).")  # fmt: skip
-@click.option("--node", metavar="NAME", help="Ask only this node.")
-@click.option("--run-dir", type=click.Path(path_type=Path), default=RUN_ROOT, hidden=True)
+@mesh_option
+@node_option
 @click.option("--since", type=Since(), default=0, metavar="WHEN", help="A span (15m, 2h, 7d) or a time (RFC 3339).")
 @click.option("--key", "key_file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help="Seal, or verify, with the bytes of this file (HMAC).")  # fmt: skip
@@ -104,10 +101,12 @@ def _about(mesh: str, journals: Journals, since: int) -> Mapping[str, object]:
 
 
 def _entries(journals: Journals, since: int) -> Iterator[Mapping[str, object]]:
-    """Then, for each journal, where it ends and what does not hold together there."""
+    """What ended, what is open now; then, for each journal, where it ends and what does not hold together there."""
     for one in journals.entries():
         if one.entry.written_us >= since:
             yield shown(one.entry, one.node, one.program)
+    for one in journals.open_now():
+        yield {**shown(one.entry, one.node, one.program), "open": True}
     for journal in journals.found:
         reading = journal.reading
         yield {

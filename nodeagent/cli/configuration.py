@@ -7,16 +7,19 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from mesh.kube.objects import KubeObject, ObjectRef
 from mesh.kube.settings import Labels
 from mesh.model.snapshot import MeshSnapshot
+from mesh.model.workload import IPAddress
+from mesh.policy.egress import Addresses
 from mesh.sources import SourceError
 from mesh.sources.files import FileSource
 from mesh.sources.files.reader import UnreadableFile, read_file
-from nodeagent.cli.client import Answer, RunningMesh
+from nodeagent.cli.client import Answer, Program, RunningMesh
 from nodeagent.cli.errors import CliError, Exit
 
 _CLUSTER_SCOPED = ("Namespace", "Node")
@@ -35,6 +38,18 @@ class Configuration:
     snapshot: MeshSnapshot
     errors: tuple[SourceError, ...]
     source: FileSource
+
+
+HOSTS_PAGE = (Program.ZTUNNEL, "/hosts")
+
+
+def resolved(answers: Iterable[Answer]) -> Addresses:
+    """What the nodes' resolvers say of the host names of egress policies, together. ``answers``: to HOSTS_PAGE."""
+    found: dict[str, frozenset[IPAddress]] = {}
+    for answer in answers:
+        for host, addresses in (answer.data if isinstance(answer.data, Mapping) else {}).items():
+            found[host] = found.get(host, frozenset()) | frozenset(map(ip_address, addresses))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ from mesh.journal.flow import Flow, Record
 from mesh.printable import printable
 from nodeagent.cli import rows
 from nodeagent.cli.client import Answer, NoAnswer, Node, Program, RunningMesh, ask, find, is_listening
-from nodeagent.cli.configuration import load
+from nodeagent.cli.configuration import HOSTS_PAGE, load, resolved
 from nodeagent.cli.journals import Observed, find_journals
 from nodeagent.cli.render import Format, age, dump
-from nodeagent.cli.targets import Key, Source, Target, find_source, find_target, name_of
-from nodeagent.cli.views import CONFIG_DUMP, CONNECTIONS_PAGE, STATUS, mesh_options
+from nodeagent.cli.targets import Key, Place, Source, Target, find_source, find_target, name_of
+from nodeagent.cli.views import CONFIG_DUMP, CONNECTIONS_PAGE, STATUS, mesh_option, output_option
 from nodeagent.cli.walk import MAX_PLACES, Facts, Outcome, State, Step, nodes, outcome, proven, walk
 
 CERTS_PAGE = (Program.ZTUNNEL, "/certs")
@@ -65,17 +65,16 @@ class Explanation:
 
 
 @click.command(epilog=EPILOG)
-@mesh_options
+@mesh_option
+@output_option
 @click.argument("source")
 @click.argument("destination")
-def explain(mesh: str, node: str | None, form: str, run_dir: Path, source: str, destination: str) -> None:
+def explain(mesh: str, form: str, run_dir: Path, source: str, destination: str) -> None:
     """Walk a connection from SOURCE to DESTINATION[:PORT]: programs, capture, endpoints, certificates, policy, and
     whether somebody listens; then what is open and what was seen lately.
 
     A pod or service is namespace/name (pod/... or service/... where both are called so), a service also its host name;
     an address does as well. The port may be left out where there is only one."""
-    if node is not None:
-        raise click.UsageError("--node makes no sense here: the nodes follow from the two ends")
     running = find(mesh, None, run_dir)
     found = look(running, source, destination)
     chosen = Format(form)
@@ -94,7 +93,7 @@ def look(running: RunningMesh, source: str, destination: str) -> Explanation:
     target = find_target(snapshot, destination, start)
     involved = nodes(start, target)
     taking_part = replace(running, nodes=tuple(one for one in running.nodes if one.name in involved))
-    agents, certs, live = ask(taking_part, STATUS, CERTS_PAGE, CONNECTIONS_PAGE)
+    agents, certs, live, hosts = ask(taking_part, STATUS, CERTS_PAGE, CONNECTIONS_PAGE, HOSTS_PAGE)
     facts = Facts(
         mesh=running.name,
         snapshot=snapshot,
@@ -102,6 +101,7 @@ def look(running: RunningMesh, source: str, destination: str) -> Explanation:
         target=target,
         agents={one.node: one for one in agents},
         certs={one.node: one for one in certs},
+        addresses=resolved(hosts),
         has_ca=is_listening(running.root / "ca.sock"),
         now=time.time(),
     )
@@ -122,33 +122,36 @@ def look(running: RunningMesh, source: str, destination: str) -> Explanation:
 
 
 def _asked(facts: Facts, mesh: RunningMesh) -> Facts:
-    """With what the nodes of the places say of each."""
+    """With what the nodes say of each place: who judges there, and whether somebody listens."""
     by_name = {one.name: one for one in mesh.nodes}
     verdicts: dict[Key, Answer] = {}
     sockets: dict[Key, Answer] = {}
     for place in facts.target.places[:MAX_PLACES]:
-        workload = place.workload
-        node: Node | None = by_name.get(str(workload.node)) if workload else None
-        if workload is None or node is None:
-            continue
-        identity = proven(facts, place)
-        query = urlencode(
-            {
-                "source": str(identity or ""),
-                "source_ip": str(facts.source.ip or place.ip),
-                "ip": str(place.ip),
-                "port": place.port,
-            }
-        )
-        ((said,), (heard,)) = ask(
-            replace(mesh, nodes=(node,)),
-            (Program.ZTUNNEL, f"/verdict?{query}"),
-            (Program.AGENT, f"/sockets/{workload.namespace}/{workload.name}"),
-        )
-        if workload.captured:
-            verdicts[place.key] = said
-        sockets[place.key] = heard
+        leaves = place.workload is None or not place.workload.captured
+        judge = facts.source.workload if leaves else place.workload
+        if judge is not None and judge.captured and (node := by_name.get(str(judge.node))):
+            verdicts[place.key] = _one(mesh, node, Program.ZTUNNEL, _question(facts, place, leaves))
+        if place.workload is not None and (node := by_name.get(str(place.workload.node))):
+            page = f"/sockets/{place.workload.namespace}/{place.workload.name}"
+            sockets[place.key] = _one(mesh, node, Program.AGENT, page)
     return replace(facts, verdicts=verdicts, sockets=sockets)
+
+
+def _one(mesh: RunningMesh, node: Node, program: Program, page: str) -> Answer:
+    ((answer,),) = ask(replace(mesh, nodes=(node,)), (program, page))
+    return answer
+
+
+def _question(facts: Facts, place: Place, leaves: bool) -> str:
+    source = facts.source.workload if leaves else None
+    query = {
+        "source": str((source.identity if source else proven(facts, place)) or ""),
+        "source_ip": str(facts.source_ip(place)),
+        "ip": str(place.ip),
+        "port": place.port,
+        "leaving": int(leaves),
+    }
+    return f"/verdict?{urlencode(query)}"
 
 
 def _between(answer: Answer, source: Source, target: Target) -> Answer:

@@ -23,7 +23,7 @@ FOLDER = "journal"
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What one program of one node wrote down; a record that is still open has no time of writing."""
+    """What one program of one node wrote down."""
 
     node: str
     program: str
@@ -45,7 +45,6 @@ class NodeJournal:
             yield Observed(self.node.name, self.program.value, entry)
 
     def live(self) -> Iterator[Observed]:
-        """Open connections."""
         if self.is_open:
             try:
                 data = fetch(self.node, self.program, "/journal/live")
@@ -66,9 +65,8 @@ class Journals:
         """Of all nodes, in the order of writing."""
         return heapq.merge(*(one.entries() for one in self.found), key=lambda one: one.entry.written_us)
 
-    def with_open(self) -> Iterator[Observed]:
-        """Then the connections that are open now."""
-        yield from self.entries()
+    def open_now(self) -> Iterator[Observed]:
+        """Connections that have not ended, so are in no journal yet; written down now."""
         for one in self.found:
             yield from one.live()
 

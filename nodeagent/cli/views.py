@@ -26,18 +26,30 @@ STATUS = (Program.AGENT, "/status")
 TUNNEL_STATUS = (Program.ZTUNNEL, "/status")
 
 
-def mesh_options(command: Command) -> Command:
-    """--mesh, --node, -o and the hidden --run-dir, which tests use."""
+def mesh_option(command: Command) -> Command:
+    """--mesh and the hidden --run-dir, which tests use."""
     for option in (
         click.option("--run-dir", type=click.Path(path_type=Path), default=RUN_ROOT, hidden=True),
-        click.option("-o", "--output", "form", type=click.Choice([f.value for f in Format]), default="table",
-                     help="table, wide (more columns), json or yaml.", show_default=True),
-        click.option("--node", metavar="NAME", help="Ask only this node."),
         click.option("--mesh", "-m", envvar="QANAT_MESH", default=DEFAULT_MESH, show_default=True, metavar="NAME",
                      help="Which mesh (or $QANAT_MESH)."),
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def node_option(command: Command) -> Command:
+    return click.option("--node", metavar="NAME", help="Ask only this node.")(command)
+
+
+def output_option(command: Command) -> Command:
+    return click.option(
+        "-o", "--output", "form", type=click.Choice([f.value for f in Format]), default="table", show_default=True,
+        help="table, wide (more columns), json or yaml.",
+    )(command)  # fmt: skip
+
+
+def mesh_options(command: Command) -> Command:
+    return mesh_option(node_option(output_option(command)))
 
 
 def namespace_option(command: Command) -> Command:

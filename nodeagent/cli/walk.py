@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 from typing import Any
 
 from mesh.model.identity import Identity
 from mesh.model.snapshot import MeshSnapshot
-from mesh.model.workload import Workload
-from mesh.policy.egress import EgressRequest, evaluate_egress, restricts
+from mesh.model.workload import IPAddress, Workload
+from mesh.policy.egress import Addresses, restricts
 from mesh.policy.evaluate import PolicySet, Request, Verdict, evaluate
-from mesh.policy.replay import NO_ADDRESSES
+from mesh.policy.replay import NO_ADDRESSES, Judge
 from nodeagent.cli.client import Answer
 from nodeagent.cli.render import age
 from nodeagent.cli.targets import Key, Place, Source, Target, name_of
@@ -54,7 +54,8 @@ class Step:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What the walk goes by. Answers are by node, those about a place by the place; ``agents`` /status, ``certs``
-    /certs, ``verdicts`` /verdict, ``sockets`` /sockets. ``has_ca``: somebody listens on the authority's socket."""
+    /certs, ``verdicts`` /verdict, ``sockets`` /sockets; ``addresses``: what host names of egress policies stand for.
+    ``has_ca``: somebody listens on the authority's socket."""
 
     mesh: str
     snapshot: MeshSnapshot
@@ -64,8 +65,14 @@ class Facts:
     certs: Mapping[str, Answer] = field(default_factory=dict)
     verdicts: Mapping[Key, Answer] = field(default_factory=dict)
     sockets: Mapping[Key, Answer] = field(default_factory=dict)
+    addresses: Addresses = field(default_factory=lambda: NO_ADDRESSES)
     has_ca: bool = True
     now: float = 0.0
+
+    def source_ip(self, place: Place) -> IPAddress:
+        """The source's address of the family that is dialled."""
+        own = self.source.workload.addresses if self.source.workload else ()
+        return next((one for one in own if one.version == place.ip.version), None) or self.source.ip or place.ip
 
 
 def outcome(steps: Sequence[Step]) -> tuple[Outcome, Step | None]:
@@ -95,10 +102,8 @@ def walk(facts: Facts) -> list[Step]:
     for workload in dict.fromkeys(name_of(place.workload) for place in chosen if place.workload is not None):
         steps += _captured("destination", _by_name(facts, workload), facts)
     steps += _identities(facts, chosen)
-    for place in chosen:
-        steps += _policy(place, facts)
-    for place in chosen:
-        steps += _listening(place, facts)
+    steps += _policies(chosen, facts)
+    steps += _applications(chosen, facts)
     return steps
 
 
@@ -214,25 +219,50 @@ def _seconds_left(entry: Mapping[str, Any], now: float) -> float | None:
 # --- policy
 
 
-def _policy(place: Place, facts: Facts) -> Iterator[Step]:
-    source, workload = facts.source.workload, place.workload
+def _policies(chosen: Sequence[Place], facts: Facts) -> Iterator[Step]:
+    """An endpoint that the source may not leave the mesh for is passed over while there are others."""
+    found = [(place, list(_policy(place, facts))) for place in chosen]
+    is_open = any(step.state is not State.DENIED for _, steps in found for step in steps[:1])
+    for place, steps in found:
+        if is_open and not _is_meshed(place):
+            steps = [replace(one, state=State.NOTE) if one.state is State.DENIED else one for one in steps]
+        yield from steps
+
+
+def _is_meshed(place: Place) -> bool:
+    return place.workload is not None and place.workload.captured
+
+
+def _policy(place: Place, facts: Facts) -> list[Step]:
+    """First of all when the node goes by another configuration: then what the files say does not count."""
+    workload = place.workload
     if workload is None or not workload.captured:
-        if source is not None and source.captured and restricts(facts.snapshot, source):
-            request = EgressRequest(source.identity, source.labels, place.ip, place.port)
-            verdict = evaluate_egress(facts.snapshot.egress_policies, request, NO_ADDRESSES)
-            yield _judged(f"egress to {place.label}", verdict, place, facts)
-        else:
-            yield Step("policy", State.NOTE, f"{place.label} is not in the mesh: no policy decides there")
-        return
-    identity = proven(facts, place)
-    verdict = evaluate(
-        PolicySet.of(facts.snapshot),
-        Request(identity, facts.source.ip or place.ip, workload.namespace, workload.labels, place.ip, place.port),
+        return _exit(place, facts)
+    request = Request(
+        proven(facts, place), facts.source_ip(place), workload.namespace, workload.labels, place.ip, place.port
     )
-    yield _judged(f"policy of {place.label}", verdict, place, facts)
-    for note in verdict.noted:
-        yield Step("policy", State.NOTE, f"matches too, without effect: {note}")
-    yield from _node_says(place, verdict, facts)
+    verdict = evaluate(PolicySet.of(facts.snapshot), request)
+    steps = [_judged(f"policy of {place.label}", verdict, place, facts)]
+    steps += [Step("policy", State.NOTE, f"matches too, without effect: {note}") for note in verdict.noted]
+    return _with_node(steps, place, verdict, facts)
+
+
+def _exit(place: Place, facts: Facts) -> list[Step]:
+    source = facts.source.workload
+    if source is None or not source.captured or not restricts(facts.snapshot, source):
+        return [Step("policy", State.NOTE, f"{place.label} is not in the mesh: no policy decides there")]
+    said = Judge(facts.snapshot, facts.addresses).exit(source, place.ip, place.port)
+    if said.allowed is None:
+        return [Step("policy", State.UNKNOWN, f"whether {facts.source.label} may leave for {place.label}: {said.rule}")]
+    verdict = Verdict(said.allowed, said.rule)
+    return _with_node([_judged(f"egress to {place.label}", verdict, place, facts)], place, verdict, facts)
+
+
+def _with_node(steps: list[Step], place: Place, verdict: Verdict, facts: Facts) -> list[Step]:
+    node = _node_says(place, verdict, facts)
+    if node is None:
+        return steps
+    return [node, *steps] if node.state is State.BROKEN else [*steps, node]
 
 
 def _judged(what: str, verdict: Verdict, place: Place, facts: Facts) -> Step:
@@ -256,27 +286,34 @@ def _policy_fix(rule: str, place: Place, facts: Facts) -> str:
     return f"if it should be allowed, change that rule (qanat whatif --mesh {facts.mesh} shows what else that does)"
 
 
-def _node_says(place: Place, verdict: Verdict, facts: Facts) -> Iterator[Step]:
+def _node_says(place: Place, verdict: Verdict, facts: Facts) -> Step | None:
     answer = facts.verdicts.get(place.key)
     if answer is None:
-        return
+        return None
     node = answer.node
     if answer.error or not isinstance(answer.data, Mapping) or not answer.data.get("known"):
         why = answer.error or "it does not know the pod yet"
-        yield Step("node", State.UNKNOWN, f"{node} was not asked about {place.label}: {why}")
-    elif (answer.data.get("allowed"), answer.data.get("rule")) == (verdict.allowed, verdict.rule):
-        yield Step("node", State.OK, f"{node} decides the same")
-    else:
-        word = "allows" if answer.data.get("allowed") else "denies"
-        yield Step(
-            "node",
-            State.BROKEN,
-            f"{node} decides otherwise and {word} it: {answer.data.get('rule')}: it goes by another configuration",
-            f"qanat status --mesh {facts.mesh} names files that cannot be read; qanat logs ztunnel/{node}",
-        )
+        return Step("node", State.UNKNOWN, f"{node} could not be asked about {place.label}: {why}")
+    if (answer.data.get("allowed"), answer.data.get("rule")) == (verdict.allowed, verdict.rule):
+        return Step("node", State.OK, f"{node} decides the same")
+    word = "allows" if answer.data.get("allowed") else "denies"
+    return Step(
+        "node",
+        State.BROKEN,
+        f"{node} {word} it, by {answer.data.get('rule')}; the files say: {verdict.rule}",
+        f"it goes by another configuration: qanat status --mesh {facts.mesh} names what it cannot read",
+    )
 
 
 # --- the application
+
+
+def _applications(chosen: Sequence[Place], facts: Facts) -> Iterator[Step]:
+    """An endpoint that refuses is followed by another, so it matters only where all do."""
+    found = [step for place in chosen for step in _listening(place, facts)]
+    serves = any(step.state is State.OK for step in found)
+    for step in found:
+        yield replace(step, state=State.NOTE) if serves and step.state is State.BROKEN else step
 
 
 def _listening(place: Place, facts: Facts) -> Iterator[Step]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -17,7 +18,7 @@ from mesh.policy.replay import Change, Judge, Observed, Outcome, compare, gather
 from mesh.printable import printable
 from nodeagent.cli.audit import Since
 from nodeagent.cli.client import NoAnswer, ask, find
-from nodeagent.cli.configuration import load, read_changes
+from nodeagent.cli.configuration import HOSTS_PAGE, load, read_changes, resolved
 from nodeagent.cli.errors import CliError, Exit
 from nodeagent.cli.journals import find_journals
 from nodeagent.cli.render import Column, Format, age, dump, emit, table
@@ -96,7 +97,7 @@ def whatif(
     if not files and not deletions:
         raise click.UsageError("say what would change: -f FILE or --delete KIND/NAMESPACE/NAME")
     running = find(mesh, node, run_dir)
-    (dumps,) = ask(running, CONFIG_DUMP)
+    dumps, hosts = ask(running, CONFIG_DUMP, HOSTS_PAGE)
     current = load(running, dumps)
     changes = read_changes(files, deletions, current.source.objects)
     for note in (*current.errors, *changes.notes):
@@ -105,13 +106,14 @@ def whatif(
     try:
         seen = gather(
             one.entry
-            for one in journals.with_open()
+            for one in chain(journals.entries(), journals.open_now())
             if isinstance(one.entry, Record) and one.entry.written_us >= since
         )  # fmt: skip
     except NoAnswer as error:
         raise CliError(f"a node stopped answering: {error}", f"qanat status -m {mesh}") from error
+    addresses = resolved(hosts)
     changed = current.source.altered(changes.put, frozenset(changes.removed))
-    found = report(mesh, compare(Judge(current.snapshot), Judge(changed), seen))
+    found = report(mesh, compare(Judge(current.snapshot, addresses), Judge(changed, addresses), seen))
     chosen = Format(form)
     if chosen.is_data:
         click.echo(dump(found, chosen))
@@ -162,7 +164,7 @@ def _print(found: Report, *, wide: bool) -> None:
     for title, rows, colour in (
         (Change.DENIED.value, found.newly_denied, "red"),
         (Change.ALLOWED.value, found.newly_allowed, "yellow"),
-        (f"{Change.UNKNOWN.value} (who took part is gone)", found.not_judged, ""),
+        (Change.UNKNOWN.value, found.not_judged, ""),
     ):
         if rows:
             click.echo()

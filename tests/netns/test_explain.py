@@ -7,12 +7,14 @@ import asyncio
 import json
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.netns.test_policy import ports, sources
-from tests.support.objects import authorization_policy, namespace, peer_authentication, pod, service
+from tests.support.objects import authorization_policy, egress_policy, namespace, peer_authentication, pod, service
 from tests.support.playground import Playground, qanat, until
 from tests.support.sockets import echo, serving
 
@@ -92,6 +94,27 @@ async def test_uncaptured_destination_is_reached_in_the_clear_and_said_so(mesh: 
 
     assert code == 0
     assert any(step["state"] == "note" and "not in the mesh" in step["text"] for step in found["steps"])
+
+
+async def test_egress_policy_decides_at_the_source_as_predicted_and_explained(mesh: Playground, tmp_path: Path) -> None:
+    visitor = mesh.pod("wild/visitor")
+    closed = egress_policy("town/out")
+    (tmp_path / "closed.yaml").write_text(yaml.safe_dump(closed))
+    async with serving(visitor.listen(PORT), echo):
+        assert await connects(mesh, "town/client", visitor.ip4, PORT)
+        predicted = qanat(mesh, "whatif", "-f", str(tmp_path / "closed.yaml"), "-o", "json")
+        await asyncio.to_thread(mesh.apply, closed)
+        try:
+            code, found = explained(mesh, "town/client", f"wild/visitor:{PORT}")
+            refused = not await connects(mesh, "town/client", visitor.ip4, PORT)
+        finally:
+            await asyncio.to_thread(mesh.delete, "EgressPolicy", "town/out")
+
+    (row,) = json.loads(predicted.stdout)["newly_denied"]
+    assert (predicted.returncode, row["source"], row["direction"]) == (1, "town/client", "outbound")
+    assert row["after"] == found["rule"] == "no rule of EgressPolicy town/out allows it"
+    assert (code, refused) == (1, True)
+    assert "n1 decides the same" in [step["text"] for step in found["steps"]]
 
 
 def test_nobody_listening_is_the_broken_step(mesh: Playground) -> None:

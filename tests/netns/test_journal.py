@@ -17,7 +17,7 @@ from tests.support.objects import Object, authorization_policy, namespace, peer_
 from tests.support.playground import Playground, qanat, until
 from tests.support.sockets import echo, serving
 
-PORT, DENIED_PORT = 7007, 7008
+PORT, DENIED_PORT, OPEN_PORT = 7007, 7008, 7009
 
 
 def usual_policies() -> list[Object]:
@@ -204,6 +204,7 @@ async def test_whatif_predicts_what_applying_then_does(mesh: Playground, tmp_pat
         finally:
             await asyncio.to_thread(mesh.delete, "PeerAuthentication", "town/mtls")
             await asyncio.to_thread(mesh.apply, *usual_policies())
+            await until("the usual policies in force", lambda: policies(mesh) == {"open", "shut"})
 
     assert done.returncode == 1, done.stderr
     denied = {row["source"]: row for row in said["newly_denied"]}
@@ -214,6 +215,21 @@ async def test_whatif_predicts_what_applying_then_does(mesh: Playground, tmp_pat
     assert denied["wild/visitor"]["after"] == "town/mtls STRICT"
     assert denied["wild/visitor"]["connections"] >= 1
     assert opened == 1
+
+
+async def test_open_connections_count_before_they_end(mesh: Playground, tmp_path: Path) -> None:
+    file = tmp_path / "new.yaml"
+    file.write_text(yaml.safe_dump(authorization_policy("town/late", ports(OPEN_PORT), action="DENY")))
+    async with serving(mesh.pod("town/server").listen(OPEN_PORT), echo):
+        with await mesh.pod("town/client").dial(mesh.pod("town/server").ip4, OPEN_PORT) as conn:
+            assert await conn.echo(b"open") == b"open"
+            done = qanat(mesh, "whatif", "-f", str(file), "-o", "json")
+            exported = [one for one in entries(mesh, open=True) if one["destination"]["port"] == OPEN_PORT]
+
+    assert done.returncode == 1
+    (row,) = json.loads(done.stdout)["newly_denied"]
+    assert (row["source"], row["port"], row["after"]) == ("town/client", OPEN_PORT, "town/late rules[0]")
+    assert [one["rule"] for one in exported] == ["town/open rules[0]"]
 
 
 async def test_whatif_of_a_harmless_change_ends_well(mesh: Playground, tmp_path: Path) -> None:

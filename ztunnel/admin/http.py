@@ -42,12 +42,14 @@ class JournalPages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """May `source` (None: without identity) come from `source_ip` to the pod at `ip`, to what it serves on `port`?"""
+    """May `source` (None: without identity) come from `source_ip` to the pod at `ip`, to what it serves on `port`?
+    `leaving`: may the pod at `source_ip` go there, which is outside the mesh?"""
 
     source: Identity | None
     source_ip: IPAddress
     ip: IPAddress
     port: int
+    leaving: bool = False
 
 
 class Views(Protocol):
@@ -63,6 +65,9 @@ class Views(Protocol):
     def certificates(self) -> list[dict[str, object]]: ...
 
     def status(self) -> Mapping[str, object]: ...
+
+    def hosts(self) -> Mapping[str, list[str]]:
+        """What the host names of egress policies stand for."""
 
     async def verdict(self, question: Question) -> Mapping[str, object]:
         """By the policies that are in force here."""
@@ -121,13 +126,14 @@ async def _logging(request: web.Request) -> web.Response:
 
 
 def _verdict(views: Views) -> Handler:
-    """/verdict?source=<SPIFFE URI or nothing>&source_ip=..&ip=..&port=.."""
+    """/verdict?source=<SPIFFE URI or nothing>&source_ip=..&ip=..&port=..[&leaving=1]"""
 
     async def handler(request: web.Request) -> web.Response:
         asked = request.query
         try:
             source = Identity.parse(asked["source"]) if asked.get("source") else None
-            question = Question(source, ip_address(asked["source_ip"]), ip_address(asked["ip"]), int(asked["port"]))
+            source_ip, ip = ip_address(asked["source_ip"]), ip_address(asked["ip"])
+            question = Question(source, source_ip, ip, int(asked["port"]), asked.get("leaving") == "1")
         except (KeyError, ValueError) as error:
             raise web.HTTPBadRequest(text=f"source, source_ip, ip, port: {error}\n") from error
         return web.json_response(await views.verdict(question))
@@ -172,6 +178,7 @@ def admin(views: Views) -> web.Application:
             web.get("/connections", _json(views.connections)),
             web.get("/certs", _json(views.certificates)),
             web.get("/status", _json(views.status)),
+            web.get("/hosts", _json(views.hosts)),
             web.get("/verdict", _verdict(views)),
             web.post("/logging", _logging),
             web.post("/quitquitquit", quit_),

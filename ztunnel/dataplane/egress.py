@@ -34,20 +34,6 @@ def restricted(snapshot: MeshSnapshot, node: str, root_namespace: str = ROOT_NAM
     return tuple(policy for policy in snapshot.egress_policies if scope_of(policy) in scopes)
 
 
-def service_addresses(snapshot: MeshSnapshot, hosts: Iterable[str]) -> Addresses:
-    """Of those that are names of services: their endpoints, because an endpoint's address is what is judged."""
-    services = {service.hostname: service.key for service in snapshot.services.values()}
-    return {
-        host: frozenset(endpoint.address for endpoint in snapshot.endpoints_of(services[host]))
-        for host in hosts
-        if host in services
-    }
-
-
-def hosts_of(policy: EgressPolicy) -> frozenset[str]:
-    return frozenset(host for rule in policy.rules for target in rule.targets for host in target.hosts)
-
-
 def compile_egress(
     snapshot: MeshSnapshot, node: str, addresses: Addresses, epoch: int, root_namespace: str = ROOT_NAMESPACE
 ) -> PolicyTables:

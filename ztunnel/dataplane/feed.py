@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import IPAddress
-from mesh.policy.egress import Addresses
+from mesh.policy.egress import Addresses, hosts_of, service_addresses
 from mesh.sources import Source
 from ztunnel.dataplane.compile import compile_tables
 from ztunnel.dataplane.door import Engine
-from ztunnel.dataplane.egress import compile_egress, hosts_of, restricted, service_addresses
+from ztunnel.dataplane.egress import compile_egress, restricted
 from ztunnel.dataplane.hosts import HostResolver
 from ztunnel.dataplane.policy import compile_policies
 from ztunnel.dataplane.policy_rows import PolicyTables
@@ -103,6 +103,11 @@ class TableFeed:
         self.resolver.want(host for host in self._hosts if host not in services)
         await self.resolver.settle(RESOLVE_WAIT_S)
         return {**self.resolver.addresses, **services}
+
+    @property
+    def names(self) -> Addresses:
+        """What the host names of egress policies stand for now."""
+        return self._names
 
     def problems(self) -> list[str]:
         """Host names that are closed against their policy's wish."""

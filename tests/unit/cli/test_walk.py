@@ -192,7 +192,7 @@ def test_node_that_decides_otherwise_is_broken() -> None:
     found, step = World(node={"known": True, "allowed": False, "rule": "shop/old rules[0]"}).stops()
 
     assert (found, step.name) == (Outcome.BROKEN, "node")
-    assert "denies it: shop/old rules[0]" in step.text
+    assert step.text == "n2 denies it, by shop/old rules[0]; the files say: no ALLOW policy concerns this workload"
 
 
 def test_egress_policy_of_the_source_decides_on_what_is_outside() -> None:
@@ -203,6 +203,26 @@ def test_egress_policy_of_the_source_decides_on_what_is_outside() -> None:
     assert found is Outcome.DENIED
     assert "EgressPolicy shop/out" in step.rule
     assert outcome(World().steps(target="203.0.113.7:443"))[0] is Outcome.ALLOWED
+
+
+def test_endpoint_that_does_not_listen_is_a_note_while_another_serves() -> None:
+    world = World()
+    world.objects.append(pod("web2", "10.1.0.5", labels={"app": "web"}, nodeName="n2"))
+    world.captured["web2"] = "captured"
+    world.listening = [{"address": "10.1.0.2", "port": 8080}]
+
+    steps = world.steps()
+
+    assert outcome(steps)[0] is Outcome.ALLOWED
+    assert [one.text for one in steps if one.state is State.NOTE] == [
+        "shop/web2:8080 listens on 10.1.0.2 only, which no other pod reaches"
+    ]
+
+
+def test_endpoint_outside_that_egress_closes_is_passed_over_for_one_inside() -> None:
+    world = World(objects=[*shop(), egress(), pod("old", "10.1.0.6", labels={"app": "web", "mesh": "disabled"})])
+
+    assert outcome(world.steps())[0] is Outcome.ALLOWED
 
 
 def test_audit_rules_that_match_are_notes() -> None:

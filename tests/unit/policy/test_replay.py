@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from mesh.kube.objects import ObjectRef
 from mesh.policy.replay import GONE, Change, Judge, Outcome, compare, gather
 from mesh.sources.files import FileSource
 from tests.support.objects import Object, authorization_policy, peer_authentication
-from tests.unit.mesh.builders import namespace, parsed, pod, write
+from tests.unit.mesh.builders import namespace, parsed, pod, service, write
 from tests.unit.policy.test_egress import egress
 
 CLIENT = Party("10.1.0.1", "spiffe://cluster.local/ns/shop/sa/client", "shop/client", "client")
@@ -123,6 +124,35 @@ def test_plain_connection_out_of_the_mesh_is_judged_by_egress(tmp_path: Path) ->
     assert closed.change is Change.DENIED
     assert "EgressPolicy shop/out" in closed.after.rule
     assert opened.change is Change.NONE
+
+
+def test_host_that_nobody_has_resolved_is_not_judged(tmp_path: Path) -> None:
+    away = record(destination=STRANGER, direction=Direction.OUTBOUND, path=Way.PLAIN, port=443)
+
+    found = replayed(tmp_path, shop(), away, egress({"to": [{"hosts": ["api.example.com"]}]}))
+
+    assert (found.change, found.after.rule) == (Change.UNKNOWN, "no node has resolved api.example.com")
+
+
+def test_host_that_nodes_have_resolved_opens_its_addresses(tmp_path: Path) -> None:
+    write(tmp_path / "mesh.yaml", *shop(egress({"to": [{"hosts": ["api.example.com"]}]})))
+    snapshot, _ = FileSource([tmp_path]).load()
+    (away,) = gather([record(destination=STRANGER, direction=Direction.OUTBOUND, path=Way.PLAIN, port=443)])
+
+    judge = Judge(snapshot, {"api.example.com": frozenset((ip_address(STRANGER.ip),))})
+
+    assert judge.say(away).allowed is True
+
+
+def test_service_outside_the_mesh_is_judged_by_its_endpoints(tmp_path: Path) -> None:
+    legacy = pod("old", "10.1.0.9", labels={"app": "old", "mesh": "disabled"})
+    front = service("old", "10.96.0.9", selector={"app": "old"})
+    to_vip = record(destination=Party("10.96.0.9"), direction=Direction.OUTBOUND, path=Way.PLAIN, port=80)
+
+    opened = replayed(tmp_path, shop(legacy, front), to_vip, egress({"to": [{"ipBlocks": ["10.1.0.9/32"]}]}))
+    closed = replayed(tmp_path, shop(legacy, front), to_vip, egress({"to": [{"ipBlocks": ["10.96.0.9/32"]}]}))
+
+    assert (opened.change, closed.change) == (Change.NONE, Change.DENIED)
 
 
 def test_source_side_of_a_tunnel_and_what_never_met_policy_are_left_out() -> None:
