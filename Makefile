@@ -93,12 +93,22 @@ nodeagent/bpf/objects/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/include/*.h) Makefile 
 	@echo "  bpf $<"
 	@$(CLANG) $(BPF_FLAGS) -c $< -o $@.tmp && { llvm-strip -g $@.tmp 2>/dev/null || true; } && mv $@.tmp $@
 
+CNI_PLUGIN := build/cni/qanat-cni
+.PHONY: cni
+cni: deps $(CNI_PLUGIN) ## the CNI plugin, static
+
+$(CNI_PLUGIN): daemonset/cni/qanat-cni.c Makefile | deps
+	@mkdir -p $(@D)
+	@echo "  cc $<"
+	@gcc -O2 -g -std=gnu11 -Wall -Wextra -Wconversion -Wshadow -Werror -D_FORTIFY_SOURCE=2 -fstack-protector-strong \
+		-static -o $@.tmp $< -ljansson && strip $@.tmp && mv $@.tmp $@
+
 .PHONY: ext
 ext: venv ## the C engine and the libbpf shim
 	@$(PY) cffi_build.py
 
 .PHONY: build
-build: bpf ext ## everything that `qanat` needs
+build: bpf cni ext ## everything that `qanat` needs
 
 .PHONY: proto
 proto: venv ## regenerate mesh/protocol/*_pb2.py

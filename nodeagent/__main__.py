@@ -14,7 +14,7 @@ from mesh.lifecycle import set_up_logging
 from mesh.privileges import PrivilegeError
 from mesh.sources.choice import SourceChoice, source_options
 from nodeagent import privileges
-from nodeagent.config import DEFAULT_RUN_DIR, Config
+from nodeagent.config import DEFAULT_RUN_DIR, ClusterSettings, CniSettings, Config
 
 _DIR = click.Path(path_type=Path)
 
@@ -45,6 +45,28 @@ _DIR = click.Path(path_type=Path)
 @click.option("--drain", "drain_s", default=30.0, help="Seconds an old ztunnel may finish connections.")
 @click.option("--release-drain", "release_drain_s", default=600.0, help="The same for a pod that leaves the mesh.")
 @click.option("--close-after", "close_after_s", default=30.0, help="Seconds without any ztunnel until refusal.")
+@click.option(
+    "--pods",
+    type=click.Choice(["file", "runtime"]),
+    default="file",
+    help="Which pods run here: pods.json in the run directory, or what the container runtime says.",
+)
+@click.option(
+    "--cri-socket",
+    type=_DIR,
+    default="/run/containerd/containerd.sock",
+    help="Of the container runtime (CRI); without an answer pods are found in /proc.",
+)
+@click.option("--cni-binary", type=_DIR, help="The CNI plugin to install on this node; none: no plugin.")
+@click.option("--cni-bin-dir", type=_DIR, default="/opt/cni/bin", help="Where the runtime looks for plugins.")
+@click.option("--cni-conf-dir", type=_DIR, default="/etc/cni/net.d", help="Where the runtime's configuration is.")
+@click.option(
+    "--cni-on-agent-down",
+    type=click.Choice(["fail", "open"]),
+    default="fail",
+    help="New pods that may be in the mesh while the agent is away: kubelet tries again, or they start uncaptured.",
+)
+@click.option("--cni-wait", "cni_wait_s", default=10.0, help="Seconds that a new pod waits for an agent that is away.")
 @click.option("--detach-on-exit", is_flag=True, help="Take capture off at an orderly end; else it stays.")
 @click.option("--log-level", default="info", envvar="QANAT_LOG_LEVEL", help="error, warning, info or debug.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", envvar="QANAT_LOG_FORMAT")
@@ -65,12 +87,33 @@ def main(
     drain_s: float,
     release_drain_s: float,
     close_after_s: float,
+    pods: str,
+    cri_socket: Path,
+    cni_binary: Path | None,
+    cni_bin_dir: Path,
+    cni_conf_dir: Path,
+    cni_on_agent_down: str,
+    cni_wait_s: float,
     detach_on_exit: bool,
     log_level: str,
     log_format: str,
 ) -> None:
     """Enrols this node's labelled pods: listeners in their namespaces, eBPF capture, ztunnel told."""
     set_up_logging(log_level, log_format)
+    node_dir = run_dir / mesh / "nodes" / node
+    cni = (
+        None
+        if cni_binary is None
+        else CniSettings(
+            binary=cni_binary,
+            bin_dir=cni_bin_dir,
+            conf_dir=cni_conf_dir,
+            socket=node_dir / "cni.sock",
+            namespaces=node_dir / "cni-namespaces.json",
+            on_agent_down=cni_on_agent_down,
+            wait_s=cni_wait_s,
+        )
+    )
     config = Config(
         mesh=mesh,
         node=node,
@@ -89,6 +132,7 @@ def main(
         release_drain_s=release_drain_s,
         close_after_s=close_after_s,
         detach_on_exit=detach_on_exit,
+        cluster=ClusterSettings(cri_socket, cni) if pods == "runtime" else None,
         log_level=log_level,
         log_format=log_format,
     )

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from mesh.lifecycle import Shutdown, supervise
 from nodeagent import admin
@@ -19,6 +20,9 @@ from nodeagent.pods.plan import ObservedPod
 from nodeagent.pods.seam import Kernel, KernelError
 from nodeagent.pods.sockets import Listening, listening
 from nodeagent.server import ZdsServer
+
+if TYPE_CHECKING:
+    from nodeagent.cluster import ClusterNode
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +38,7 @@ class Agent:
         self.server = ZdsServer(config.zds_socket, maps=kernel.maps, prepare=self.enroller.prepare, drain_ms=drain_ms)
         self.enroller.attach(self.server)
         self._source = config.source.open()
+        self._cluster = _cluster_node(config, self.enroller)
         self._source_errors: tuple[str, ...] = ()
         self._pods_error = ""
         self._pods: tuple[ObservedPod, ...] = ()
@@ -50,6 +55,7 @@ class Agent:
             "wake-ups": self._wake,
             "heartbeat": self._heartbeat,
             "admin": self._serve_admin,
+            **(self._cluster.parts() if self._cluster else {}),
         }
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(supervise(name, part)) for name, part in parts.items()]
@@ -65,12 +71,15 @@ class Agent:
                 log.warning("mesh source: %s", fresh)
             self._source_errors = errors
             self._epoch = update.snapshot.epoch
+            if self._cluster is not None:
+                self._cluster.set_snapshot(update.snapshot)
             self.enroller.set_workloads(update.snapshot.on_node(self._config.node))
 
     async def _watch_pods(self) -> None:
-        async for seen in PodsFile(self._config.pods_file).watch():
+        pods = self._cluster or PodsFile(self._config.pods_file)
+        async for seen in pods.watch():
             if seen.error and seen.error != self._pods_error:
-                log.warning("pods file: %s", seen.error)
+                log.warning("pods of this node: %s", seen.error)
             self._pods_error = seen.error
             self._pods = seen.pods
             self.enroller.set_observed(seen.pods)
@@ -111,8 +120,19 @@ class Agent:
             "pods": [asdict(pod) for pod in self.enroller.status()],
             "ztunnels": [asdict(peer) for peer in self.server.status()],
             "counters": counters,
-            "errors": [*self._source_errors, *([self._pods_error] if self._pods_error else [])],
+            "errors": [*self._source_errors, *(one for one in self._problems() if one)],
         }
+
+    def _problems(self) -> tuple[str, ...]:
+        return self._pods_error, self._cluster.problem if self._cluster else ""
+
+
+def _cluster_node(config: Config, enroller: Enroller) -> ClusterNode | None:
+    if config.cluster is None:
+        return None
+    from nodeagent.cluster import ClusterNode  # gRPC: 15 MB that a playground's agent does not need
+
+    return ClusterNode(config.node, enroller, config.cluster)
 
 
 async def run(config: Config) -> int:

@@ -12,11 +12,34 @@ DEFAULT_RUN_DIR = Path("/run/qanat")
 
 
 @dataclass(frozen=True, slots=True)
+class CniSettings:
+    """`socket`, `namespaces`: as the plugin sees them, which runs in the node's own mount namespace; the agent has them
+    under the same paths. `on_agent_down`: what becomes of a pod that may be in the mesh, "fail" or "open", when the
+    agent has not answered for `wait_s`."""
+
+    binary: Path
+    bin_dir: Path
+    conf_dir: Path
+    socket: Path
+    namespaces: Path
+    on_agent_down: str = "fail"
+    wait_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """`cri_socket` None: pods are found in /proc only. `cni` None: no plugin on this node."""
+
+    cri_socket: Path | None
+    cni: CniSettings | None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
-    """`close_after_s`: connections of captured pods
-    are refused when no ztunnel has been there for so long; until then they wait. `drain_s`: a ztunnel that has a
-    successor may finish connections for so long; `release_drain_s`: those of a pod that leaves the mesh and lives on,
-    much longer, since nobody waits for them to end."""
+    """`close_after_s`: connections of captured pods are refused when no ztunnel has been there for so long; until then
+    they wait. `drain_s`: a ztunnel that has a successor may finish connections for so long; `release_drain_s`: those of
+    a pod that leaves the mesh and lives on, much longer, since nobody waits for them to end. `cluster`: None where pods
+    come from pods.json."""
 
     mesh: str
     node: str
@@ -28,6 +51,7 @@ class Config:
     release_drain_s: float = 600.0
     close_after_s: float = 30.0
     detach_on_exit: bool = False
+    cluster: ClusterSettings | None = None
     log_level: str = "info"
     log_format: str = "text"
 

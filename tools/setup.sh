@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 # `a|b`: the first that this distribution has.
 REQUIRED=(
 	gcc make pkg-config libc6-dev linux-libc-dev
-	clang llvm libbpf-dev libelf-dev zlib1g-dev libssl-dev libnghttp2-dev
+	clang llvm libbpf-dev libelf-dev zlib1g-dev libssl-dev libnghttp2-dev libjansson-dev
 	python3-dev python3-venv
 	iproute2 nftables tcpdump procps util-linux ca-certificates
 	curl openssl nginx-light\|nginx redis-server redis-tools socat

@@ -59,7 +59,8 @@ class PodStatus:
 
 @dataclass(frozen=True, slots=True)
 class PodObject:
-    """``owner`` is (kind, name) of the controlling owner; ``created`` an RFC 3339 time, which sorts as text."""
+    """``owner`` is (kind, name) of the controlling owner; ``created`` an RFC 3339 time, which sorts as text; ``uid`` is
+    empty where no API has given one."""
 
     ref: ObjectRef
     labels: Mapping[str, str]
@@ -73,6 +74,7 @@ class PodObject:
     host_network: bool
     ports: Mapping[str, int]
     status: PodStatus
+    uid: str = ""
 
     @property
     def finished(self) -> bool:

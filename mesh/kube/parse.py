@@ -150,6 +150,7 @@ def _pod(ref: ObjectRef, root: Field, mode: Labels) -> PodObject:
         host_network=spec.get("hostNetwork").flag(False),
         ports=_container_ports(spec),
         status=_status(root.get("status")),
+        uid=meta.get("uid").text(""),
     )
 
 

@@ -67,6 +67,7 @@ def workload_of(pod: PodObject, namespace: NamespaceObject | None, settings: Tra
         or "latest",
         terminating=pod.terminating,
         waypoint=waypoint_of(pod.ref, labels, namespace, settings),
+        pod_uid=pod.uid,
     )
 
 

@@ -74,7 +74,8 @@ class Workload:
     """One pod or external endpoint.
 
     ``captured``: the node handles its traffic (label on namespace or pod, own network namespace); such a workload's
-    ``protocol`` is HBONE. ``ports``: named container ports, for Services that refer to them by name.
+    ``protocol`` is HBONE. ``ports``: named container ports, for Services that refer to them by name. ``pod_uid`` tells
+    apart pods that bear the same name one after the other; empty where no API has given one.
     """
 
     uid: WorkloadUid
@@ -97,6 +98,7 @@ class Workload:
     canonical_revision: str = "latest"
     terminating: bool = False
     waypoint: Waypoint | None = None
+    pod_uid: str = ""
 
     @property
     def identity(self) -> Identity:

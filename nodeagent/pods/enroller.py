@@ -314,6 +314,16 @@ class Enroller:
         assert self._server is not None  # the app attaches it before anything runs
         return self._server
 
+    def is_captured(self, uid: str) -> bool:
+        """Capture stands: no connection of the pod gets by uncaptured."""
+        entry = self._entries.get(uid)
+        return entry is not None and entry.is_captured
+
+    def problem_of(self, uid: str) -> str:
+        """Why not, where that is known."""
+        entry = self._entries.get(uid)
+        return entry.error if entry is not None else ""
+
     # --- for people
 
     def status(self) -> list[PodStatus]:

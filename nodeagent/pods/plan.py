@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mesh.model.workload import NetworkMode, Workload, WorkloadUid
+from mesh.model.workload import IPAddress, NetworkMode, Workload, WorkloadUid
 from mesh.protocol.messages import PodInfo
 
 NetnsId = tuple[int, int]
@@ -15,13 +15,15 @@ NetnsId = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class ObservedPod:
-    """A pod that exists on this node. `netns_id` is None while its namespace cannot be found."""
+    """A pod that exists on this node. `netns_id` is None while its namespace cannot be found. `addresses`: as the one
+    who made the pod tells them, before the API does; empty where unknown."""
 
     namespace: str
     name: str
     uid: str
     netns: Path
     netns_id: NetnsId | None
+    addresses: tuple[IPAddress, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,16 @@ class Plan:
 
 def plan(workloads: Iterable[Workload], observed: Iterable[ObservedPod], enrolled: Mapping[str, WantedPod]) -> Plan:
     """`workloads`: all of this node. `observed`: the pods that exist. `enrolled`: by pod uid, what has been begun."""
-    by_name = {(pod.namespace, pod.name): pod for pod in observed}
+    by_name: dict[tuple[str, str], dict[str, ObservedPod]] = {}
+    for one in observed:
+        by_name.setdefault((one.namespace, one.name), {})[one.uid] = one
     wanted: dict[str, WantedPod] = {}
     waiting: list[Waiting] = []
     for workload in workloads:
         if not workload.captured or workload.network_mode is NetworkMode.HOST_NETWORK:
             continue
-        pod = by_name.get((workload.namespace, workload.name))
+        namesakes = by_name.get((workload.namespace, workload.name), {})
+        pod = namesakes.get(workload.pod_uid) or next(iter(namesakes.values()), None)
         found = _wanted(workload, pod)
         if isinstance(found, Waiting) and pod is not None and pod.uid in enrolled:
             found = enrolled[pod.uid]  # still there, only not seen well just now: stays captured as it is
@@ -77,7 +82,7 @@ def plan(workloads: Iterable[Workload], observed: Iterable[ObservedPod], enrolle
             waiting.append(found)
         else:
             wanted[found.uid] = found
-    alive = {pod.uid: pod.netns_id for pod in by_name.values()}
+    alive = {uid: pod.netns_id for namesakes in by_name.values() for uid, pod in namesakes.items()}
     unenroll = []
     for uid, old in enrolled.items():
         new = wanted.get(uid)
@@ -98,15 +103,18 @@ def plan(workloads: Iterable[Workload], observed: Iterable[ObservedPod], enrolle
 def _wanted(workload: Workload, pod: ObservedPod | None) -> WantedPod | Waiting:
     if pod is None:
         return Waiting(workload.uid, "the pod is not running on this node")
+    if workload.pod_uid and workload.pod_uid != pod.uid:
+        return Waiting(workload.uid, f"the pod that runs here under this name is another one ({pod.uid})")
     if pod.netns_id is None:
         return Waiting(workload.uid, f"network namespace {pod.netns} cannot be found")
-    if not workload.addresses:
+    addresses = pod.addresses or workload.addresses
+    if not addresses:
         return Waiting(workload.uid, "the pod has no address yet")
     info = PodInfo(
         name=workload.name,
         namespace=workload.namespace,
         service_account=workload.service_account,
-        addresses=workload.addresses,
+        addresses=addresses,
         trust_domain=workload.trust_domain,
     )
     return WantedPod(pod.uid, workload.uid, info, pod.netns, pod.netns_id)
