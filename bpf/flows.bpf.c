@@ -15,30 +15,9 @@
  */
 #include "maps.h"
 #include "paths.h"
+#include "tuple.h"
 
 #define EEXIST 17
-
-/* Fills *k from the socket's own point of view: src is the local end. */
-static __always_inline void read_tuple(struct bpf_sock_ops *ctx, struct qn_flow_key *k)
-{
-	if (ctx->family == QN_AF_INET6) {
-		struct qn_words local = { { ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2],
-					    ctx->local_ip6[3] } };
-		struct qn_words remote = { { ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2],
-					     ctx->remote_ip6[3] } };
-
-		qn_ip_set(k->src, &k->family, &local, 1);
-		qn_ip_set(k->dst, &k->family, &remote, 1);
-	} else {
-		struct qn_words local = { { ctx->local_ip4 } };
-		struct qn_words remote = { { ctx->remote_ip4 } };
-
-		qn_ip_set(k->src, &k->family, &local, 0);
-		qn_ip_set(k->dst, &k->family, &remote, 0);
-	}
-	k->src_port = (__u16)ctx->local_port;
-	k->dst_port = (__u16)bpf_ntohl(ctx->remote_port);
-}
 
 static __always_inline int is_node_to_pod(__u64 netns, const struct qn_flow_key *k)
 {
@@ -88,7 +67,7 @@ static __always_inline void on_connect(struct bpf_sock_ops *ctx)
 	struct qn_flow_key k = {};
 	struct qn_flow f = {};
 
-	read_tuple(ctx, &k);
+	qn_read_tuple(ctx, &k);
 	if (!classify(ctx, &k, &f))
 		return;
 	if (bpf_map_update_elem(&flows, &k, &f, BPF_ANY)) {
@@ -112,7 +91,7 @@ static __always_inline void on_established(struct bpf_sock_ops *ctx)
 	s = sk ? bpf_sk_storage_get(&sockets, sk, 0, 0) : 0;
 	if (!s || s->role != QN_ROLE_CLIENT || s->path != QN_PATH_DIRECT)
 		return;
-	read_tuple(ctx, &k);
+	qn_read_tuple(ctx, &k);
 	k.netns = s->dst;
 	f = bpf_map_lookup_elem(&flows, &k);
 	if (!f || f->is_met || s->src == s->dst)
@@ -131,20 +110,15 @@ static __always_inline void on_established(struct bpf_sock_ops *ctx)
 
 static __always_inline void on_accepted(struct bpf_sock_ops *ctx)
 {
-	struct qn_flow_key mine = {}, k = {};
+	struct qn_flow_key k = {};
 	struct bpf_sock *sk = ctx->sk;
 	struct qn_socket s = {};
 	struct qn_flow *f;
 
 	if (!sk)
 		return;
-	read_tuple(ctx, &mine);
+	qn_read_reversed_tuple(ctx, &k);
 	k.netns = bpf_get_netns_cookie(ctx);
-	__builtin_memcpy(k.src, mine.dst, 16);
-	__builtin_memcpy(k.dst, mine.src, 16);
-	k.src_port = mine.dst_port;
-	k.dst_port = mine.src_port;
-	k.family = mine.family;
 	f = bpf_map_lookup_elem(&flows, &k);
 	if (!f)
 		return;
@@ -169,7 +143,7 @@ static __always_inline void on_closed(struct bpf_sock_ops *ctx)
 	struct qn_flow_key k = {};
 	struct qn_flow f = {};
 
-	read_tuple(ctx, &k);
+	qn_read_tuple(ctx, &k);
 	if (classify(ctx, &k, &f))
 		bpf_map_delete_elem(&flows, &k);
 }

@@ -240,6 +240,32 @@ struct qn_listed {
 	__u64 netns;  /* cookie of its namespace */
 };
 
+/* Maps of the shortcut (shortcut.bpf.c writes them all).
+ * `joinable` (sockhash, key = socket cookie): both ends of direct flows of mode SHORTCUT, from establishment to close.
+ * `halves` (hash, key qn_flow_key as in `flows`): a flow of which one end does not know the other yet. The client puts
+ * itself in, the server replaces it by itself, the client's first message takes that out; else the client's close does.
+ * `joins` (socket storage): what one end knows of the other, and what was moved.
+ */
+#define QN_JOIN_MAX 65536
+struct qn_half {
+	__u64 cookie;
+	__u64 at; /* address of its struct tcp_sock: a number that only guarded reads use */
+	__u32 is_server;
+	__u32 pad;
+};
+struct qn_join {
+	__u64 cookie;
+	__u64 peer; /* 0 = not known yet: `key` says where to ask */
+	__u64 peer_at;
+	__u64 bytes;         /* moved from this socket to the peer */
+	__u64 messages;      /* likewise */
+	__u64 mark_bytes[2]; /* `bytes` at two earlier messages: what the peer is known to have read up to */
+	__u64 mark_messages[2];
+	__u32 is_moving; /* the last message was moved */
+	__u32 pad;
+	struct qn_flow_key key;
+};
+
 /* Map `counters` (per-CPU array of __u64): outcomes by reason. */
 enum qn_counter {
 	QN_CNT_CAPTURED = 0,        /* capture: redirected to 15001 */
@@ -253,23 +279,26 @@ enum qn_counter {
 	QN_CNT_IN_PASS_HBONE = 8,   /* inbound: port 15008 */
 	QN_CNT_IN_PASS_HOST = 9,    /* inbound: from the node's own namespace (probes) */
 	QN_CNT_IN_DROPPED = 10,     /* inbound: no listener to hand it to: refused */
-	QN_CNT_IN_REFUSED_PORT = 11, /* inbound: dialled 15001 or 15006 directly: refused */
-	QN_CNT_PASS_AGENT = 12,      /* capture: agent down and onAgentDown is open */
-	QN_CNT_IN_PASS_AGENT = 13,   /* inbound: no listener, agent down and onAgentDown is open */
-	QN_CNT_BYPASSED = 14,        /* capture: outside the mesh */
-	QN_CNT_DIRECT = 15,          /* capture: to a pod of this node, allowed */
-	QN_CNT_REFUSED_POLICY = 16,  /* capture: a published DENY */
-	QN_CNT_ASKED = 17,           /* capture: to ztunnel, no current verdict */
-	QN_CNT_TUNNEL_REMOTE = 18,   /* capture: to ztunnel, the endpoint is elsewhere */
-	QN_CNT_TUNNEL_ENCRYPT = 19,  /* capture: to ztunnel, same-node traffic is to be encrypted */
-	QN_CNT_TUNNEL_UNFIT = 20,    /* capture: to ztunnel, the socket is not fit (MPTCP, device, foreign source) */
-	QN_CNT_TUNNEL_STALE = 21,    /* capture: to ztunnel, the agent's heartbeat is too old for kernel paths */
-	QN_CNT_EVENT_LOST = 22,      /* capture, flows: the ring is full */
-	QN_CNT_IN_PASS_DIRECT = 23,  /* inbound: a direct flow its source has announced */
-	QN_CNT_DIRECT_STRAYED = 24,  /* flows: a direct connection that was answered by somebody else */
-	QN_CNT_UNTRACKED = 32,       /* stats: no storage: a connection goes uncounted */
-	QN_CNT_TRAFFIC_FULL = 33,    /* stats: `traffic` is full: counted in `traffic_other` */
-	QN_CNT_CLOSING_LOST = 34,    /* stats: the ring is full: no record of a connection's end */
+	QN_CNT_IN_REFUSED_PORT = 11,  /* inbound: dialled 15001 or 15006 directly: refused */
+	QN_CNT_PASS_AGENT = 12,       /* capture: agent down and onAgentDown is open */
+	QN_CNT_IN_PASS_AGENT = 13,    /* inbound: no listener, agent down and onAgentDown is open */
+	QN_CNT_BYPASSED = 14,         /* capture: outside the mesh */
+	QN_CNT_DIRECT = 15,           /* capture: to a pod of this node, allowed */
+	QN_CNT_REFUSED_POLICY = 16,   /* capture: a published DENY */
+	QN_CNT_ASKED = 17,            /* capture: to ztunnel, no current verdict */
+	QN_CNT_TUNNEL_REMOTE = 18,    /* capture: to ztunnel, the endpoint is elsewhere */
+	QN_CNT_TUNNEL_ENCRYPT = 19,   /* capture: to ztunnel, same-node traffic is to be encrypted */
+	QN_CNT_TUNNEL_UNFIT = 20,     /* capture: to ztunnel, the socket is not fit (MPTCP, device, foreign source) */
+	QN_CNT_TUNNEL_STALE = 21,     /* capture: to ztunnel, the agent's heartbeat is too old for kernel paths */
+	QN_CNT_EVENT_LOST = 22,       /* capture, flows: the ring is full */
+	QN_CNT_IN_PASS_DIRECT = 23,   /* inbound: a direct flow its source has announced */
+	QN_CNT_DIRECT_STRAYED = 24,   /* flows: a direct connection that was answered by somebody else */
+	QN_CNT_UNTRACKED = 32,        /* stats: no storage: a connection goes uncounted */
+	QN_CNT_TRAFFIC_FULL = 33,     /* stats: `traffic` is full: counted in `traffic_other` */
+	QN_CNT_CLOSING_LOST = 34,     /* stats: the ring is full: no record of a connection's end */
+	QN_CNT_SHORTCUT_JOINED = 26,  /* shortcut: an end of a flow is in the socket map */
+	QN_CNT_SHORTCUT_FULL = 27,    /* shortcut: a map was full: the flow stays plain TCP */
+	QN_CNT_SHORTCUT_YIELDED = 28, /* shortcut: from moving bytes back to TCP, by the guard or the switch */
 	QN_CNT_MAX = 48,
 };
 

@@ -129,6 +129,9 @@ class Counter(IntEnum):
     EVENT_LOST = 22
     IN_PASS_DIRECT = 23
     DIRECT_STRAYED = 24
+    SHORTCUT_JOINED = 26
+    SHORTCUT_FULL = 27
+    SHORTCUT_YIELDED = 28
     UNTRACKED = 32
     TRAFFIC_FULL = 33
     CLOSING_LOST = 34
@@ -240,6 +243,30 @@ class QnListed(ctypes.Structure):
     )
 
 
+class QnHalf(ctypes.Structure):
+    _fields_ = (
+        ("cookie", ctypes.c_uint64),
+        ("at", ctypes.c_uint64),
+        ("is_server", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
+class QnJoin(ctypes.Structure):
+    _fields_ = (
+        ("cookie", ctypes.c_uint64),
+        ("peer", ctypes.c_uint64),
+        ("peer_at", ctypes.c_uint64),
+        ("bytes", ctypes.c_uint64),
+        ("messages", ctypes.c_uint64),
+        ("mark_bytes", ctypes.c_uint64 * 2),
+        ("mark_messages", ctypes.c_uint64 * 2),
+        ("is_moving", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("key", QnFlowKey),
+    )
+
+
 class QnEvent(ctypes.Structure):
     _fields_ = (
         ("kind", ctypes.c_uint32),
@@ -265,6 +292,8 @@ STRUCTS: Final[dict[str, type[ctypes.Structure]]] = {
     "qn_verdict": QnVerdict,
     "qn_event": QnEvent,
     "qn_listed": QnListed,
+    "qn_half": QnHalf,
+    "qn_join": QnJoin,
 }
 
 CONSTANTS: Final[dict[str, int]] = {
@@ -347,6 +376,11 @@ def unpack_addr(packed: QnAddr) -> SockAddr | None:
 
 def pack_socket(role: Role, addr: SockAddr | None = None) -> bytes:
     return bytes(QnSocket(role=role, addr=pack_addr(addr)))
+
+
+def pack_shortcut_socket(dst: int) -> bytes:
+    """A client's socket whose flow to the namespace `dst` is direct and wants the shortcut."""
+    return bytes(QnSocket(path=Path.DIRECT, same_node=SameNode.SHORTCUT, dst=dst))
 
 
 def pack_pod_address(ip: Address) -> bytes:

@@ -30,6 +30,9 @@ int qnb_prog_attach_type(const struct qnb_object *o, const char *name);
 
 int qnb_link_create(int prog_fd, int target_fd, int attach_type);
 int qnb_link_update(int link_fd, int prog_fd);
+/* For socket maps: the program judges what the sockets send or receive that enter the map from now on. It replaces one
+ * of the same attach type and stays as long as the map lives. */
+int qnb_map_attach(int prog_fd, int map_fd, int attach_type);
 int qnb_link_detach(int link_fd);
 int qnb_pin(int fd, const char *path);
 int qnb_get(const char *path);

@@ -174,6 +174,11 @@ int qnb_link_update(int link_fd, int prog_fd)
 	return bpf_link_update(link_fd, prog_fd, NULL) ? -errno : 0;
 }
 
+int qnb_map_attach(int prog_fd, int map_fd, int attach_type)
+{
+	return bpf_prog_attach(prog_fd, map_fd, (enum bpf_attach_type)attach_type, 0) ? -errno : 0;
+}
+
 int qnb_link_detach(int link_fd)
 {
 	return bpf_link_detach(link_fd) ? -errno : 0;
@@ -528,6 +533,22 @@ int64_t qnb_layout(const char *what)
 		FIELD(qn_listed, pad),
 		FIELD(qn_listed, cookie),
 		FIELD(qn_listed, netns),
+		SIZE(qn_half),
+		FIELD(qn_half, cookie),
+		FIELD(qn_half, at),
+		FIELD(qn_half, is_server),
+		FIELD(qn_half, pad),
+		SIZE(qn_join),
+		FIELD(qn_join, cookie),
+		FIELD(qn_join, peer),
+		FIELD(qn_join, peer_at),
+		FIELD(qn_join, bytes),
+		FIELD(qn_join, messages),
+		FIELD(qn_join, mark_bytes),
+		FIELD(qn_join, mark_messages),
+		FIELD(qn_join, is_moving),
+		FIELD(qn_join, pad),
+		FIELD(qn_join, key),
 		CONSTANT(QN_TRAFFIC_MAX),
 		CONSTANT(QN_SCHEMA_VERSION),
 		CONSTANT(QN_POD_MAX),

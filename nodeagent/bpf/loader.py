@@ -27,7 +27,9 @@ OBJECTS = Path(__file__).parent / "objects"
 
 # enum bpf_attach_type, linux/bpf.h (stable ABI)
 CGROUP_SOCK_OPS = 3
+SK_MSG_VERDICT = 7
 SK_LOOKUP = 36
+SK_SKB_VERDICT = 38
 
 # enum bpf_prog_type and bpf_func_id, linux/bpf.h
 PROG_CGROUP_SOCK_ADDR = 18
@@ -197,6 +199,10 @@ class Map(_Descriptor):
             return False
         _check(gone, "map delete")
         return True
+
+    def attach(self, prog_fd: int, attach_type: int) -> None:
+        """Socket maps: `prog_fd` judges the sockets that enter from now on, in place of an earlier one of the type."""
+        _check(lib.qnb_map_attach(prog_fd, self.fd, attach_type), f"attach to map (type {attach_type})")
 
     def keys(self) -> list[bytes]:
         """A snapshot; entries that come or go meanwhile may be missed, none is repeated by an unchanged map."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nodeagent.bpf import bcc_object, loader
 from nodeagent.bpf.loader import BpfError, Link, Object
-from nodeagent.capture import mounts, netns
+from nodeagent.capture import mounts, netns, trial
 from nodeagent.capture.errors import CaptureError
 
 _ADMIN, _NET_ADMIN, _BPF = 21, 12, 39
@@ -36,7 +36,7 @@ def run() -> list[CheckResult]:
         with _scratch() as maps:
             results += _programs(maps)
             results += _hooks(maps) if results[3].ok else []
-    results += [_helper_set_retval(), _netns_cookie(), _ipv6(), _ktls(), _mptcp(), _bcc()]
+    results += [_helper_set_retval(), _netns_cookie(), _ipv6(), _ktls(), _mptcp(), _bcc(), _shortcut()]
     return results
 
 
@@ -209,6 +209,11 @@ def _bcc() -> CheckResult:
             "bcc", None, "not installed: no `qanat trace`, no `--loader bcc`", f"apt-get install {bcc_object.PACKAGE}"
         )
     return CheckResult("bcc", None, f"installed for {python}: `qanat trace` and `--loader bcc` work")
+
+
+def _shortcut() -> CheckResult:
+    found = trial.of_this_kernel()
+    return CheckResult("same-node shortcut", True if found.usable else None, found.summary())
 
 
 def maps_audit(base: Path) -> list[CheckResult]:

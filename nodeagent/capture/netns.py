@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import socket
 import struct
@@ -13,6 +14,8 @@ from typing import TypeVar
 
 CLONE_NEWNET = 0x40000000
 SO_NETNS_COOKIE = 71
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 1
 
 T = TypeVar("T")
 
@@ -39,6 +42,26 @@ def inside(netns_fd: int, act: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     return results[0]
+
+
+def make_private() -> int:
+    """A new network namespace with nothing but a loopback that is up; it lives as long as the descriptor, which the
+    caller closes, or a socket in it. Raises OSError."""
+
+    def make() -> int:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(CLONE_NEWNET) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"unshare: {os.strerror(code)}")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return inside(own, make)
+    finally:
+        os.close(own)
 
 
 def own_cookie() -> int:
