@@ -18,6 +18,8 @@ COMMANDS = {
     "status": ("nodeagent.cli.status", "status", "Nodes, programs, captured pods, and every problem."),
     "workloads": ("nodeagent.cli.views", "workloads", "Pods and other workloads, as the nodes know them."),
     "services": ("nodeagent.cli.views", "services", "Services and their endpoints."),
+    "policies": ("nodeagent.cli.policies", "policies", "Policies: where enforced, how often they decided, dead rules."),
+    "lint": ("nodeagent.cli.lint", "lint_", "Mistakes in policies before they are applied."),
     "certs": ("nodeagent.cli.views", "certs", "Certificates of this mesh's workloads."),
     "ca": ("nodeagent.cli.ca", "ca", "The certificate authority: where it stands, replace its issuer or root."),
     "connections": ("nodeagent.cli.views", "connections", "Open connections."),

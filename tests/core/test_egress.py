@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mesh.model.identity import Identity
 from mesh.model.policy import EgressPolicy, EgressRule, EgressTarget
 from mesh.policy.egress import Addresses, EgressRequest, evaluate_egress
-from tests.core.test_policy import ACCOUNTS, BLOCKS, IDENTITIES, IPS, LABELS, NAMESPACES, PORTS, tuples
+from tests.support.policies import ACCOUNTS, BLOCKS, IDENTITIES, IPS, LABELS, NAMESPACES, PORTS, tuples
 from tests.unit.policy.test_egress import workload
 from ztunnel.dataplane.egress import compile_egress_set
 from ztunnel.dataplane.policyset import CompiledPolicies

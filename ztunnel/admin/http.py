@@ -64,6 +64,8 @@ class Views(Protocol):
 
     def certificates(self) -> list[dict[str, object]]: ...
 
+    async def policies(self) -> list[dict[str, object]]: ...
+
     def status(self) -> Mapping[str, object]: ...
 
     def hosts(self) -> Mapping[str, list[str]]:
@@ -171,12 +173,16 @@ def admin(views: Views) -> web.Application:
         views.quit()
         return web.Response(text="shutdown now\n")
 
+    async def policies(_: web.Request) -> web.Response:
+        return web.json_response(await views.policies())
+
     app = web.Application()
     app.add_routes(
         [
             web.get("/config_dump", _json(views.config_dump)),
             web.get("/connections", _json(views.connections)),
             web.get("/certs", _json(views.certificates)),
+            web.get("/policies", policies),
             web.get("/status", _json(views.status)),
             web.get("/hosts", _json(views.hosts)),
             web.get("/verdict", _verdict(views)),

@@ -113,6 +113,12 @@ def _decided(decisions: Decisions) -> Iterable[Metric]:
         for labels, count in counts.items():
             family.add_metric(labels, count)
         yield family
+    hits = CounterMetricFamily("qanat_policy_hits", "Connections by what decided.", labels=["rule", "verdict"])
+    for rule, found in list(decisions.rules().items()):
+        for verdict, count in (("allowed", found.allowed), ("denied", found.denied), ("noted", found.noted)):
+            if count:
+                hits.add_metric([rule, verdict], count)
+    yield hits
 
 
 def _latencies(latencies: Latencies) -> Iterable[Metric]:

@@ -3,14 +3,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from mesh.model.policy import Action, AuthorizationPolicy, Mode, PeerAuthentication, Rule
+from mesh.model.snapshot import MeshSnapshot
+from mesh.policy.known import Known
+from mesh.policy.report import report
 from tests.unit.node.doubles import event
+from ztunnel.admin.policies import policies, with_live
 from ztunnel.dataplane.values import Direction, Event, Reason
 from ztunnel.telemetry import decisions
-from ztunnel.telemetry.decisions import Decisions
+from ztunnel.telemetry.decisions import Decisions, Hits
 
 CLIENT = "spiffe://cluster.local/ns/shop/sa/client"
+END = 1_700_000_002.0
+"""Of every event made here."""
 WEB = "spiffe://cluster.local/ns/shop/sa/web"
 
 
@@ -74,3 +83,62 @@ def test_sets_of_labels_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         ("shop/p rules[1]", CLIENT, WEB): 1,
         decisions.OTHER: 2,
     }
+
+
+def decided(rule: str, *noted: str, reason: Reason = Reason.OK) -> Event:
+    return event(direction=Direction.INBOUND, reason=reason, rule=rule, noted=noted)
+
+
+def test_every_rule_is_tallied_by_what_became_of_its_connections() -> None:
+    counts = Decisions()
+
+    counts.on_events([decided("a", "AUDIT b"), decided("a"), decided("a", reason=Reason.DENIED), event()])
+
+    assert counts.rules() == {"a": Hits(2, 1, 0, END), "AUDIT b": Hits(0, 0, 1, END)}
+
+
+def test_rules_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions, "MAX_RULES", 2)
+    counts = Decisions()
+
+    counts.on_events([decided(rule) for rule in "abcda"])
+
+    assert {rule: hits.allowed for rule, hits in counts.rules().items()} == {"a": 2, "b": 1, "other": 2}
+
+
+def test_open_connections_count_for_their_rule_before_they_end() -> None:
+    counts = Decisions()
+    counts.on_events([decided("a")])
+
+    found = with_live(counts.rules(), [decided("a", "AUDIT b"), decided("c")])
+
+    assert (found["a"].allowed, found["AUDIT b"].noted, found["c"].allowed) == (2, 1, 1)
+    assert counts.rules()["a"].allowed == 1
+
+
+def test_page_gives_each_rule_its_hits_and_each_allow_policy_its_refusals() -> None:
+    rules = tuple(Rule(f"rules[{n}]") for n in range(2))
+    snapshot = MeshSnapshot.build(
+        1,
+        policies=(
+            AuthorizationPolicy("shop", "a", Action.ALLOW, rules),
+            AuthorizationPolicy("shop", "b", Action.DENY, rules[:1]),
+            PeerAuthentication("shop", "m", Mode.STRICT),
+        ),
+    )
+    counts = Decisions()
+    counts.on_events(
+        [
+            decided("shop/a rules[1]"),
+            decided("shop/b rules[0]", reason=Reason.DENIED),
+            decided("shop/m STRICT", reason=Reason.DENIED),
+            decided("no rule of shop/a, shop/c allows it", reason=Reason.DENIED),
+            decided("no rule of shop/ab allows it", reason=Reason.DENIED),
+        ]
+    )
+
+    allow, deny, strict = (dict[str, Any](one) for one in policies(report(Known(snapshot)), counts.rules()))
+
+    assert [(r["name"], r["allowed"], r["last"]) for r in allow["rules"]] == [("rules[0]", 0, 0), ("rules[1]", 1, END)]
+    assert (allow["refused"], deny["refused"], strict["refused"]) == (1, 0, 0)
+    assert [r["denied"] for r in (*deny["rules"], *strict["rules"])] == [1, 1]
