@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text that others wrote, made fit for a terminal and for one line of a log."""
+"""Text that others wrote, made fit for a terminal and for one line of a log: no control characters (escape sequences
+begin with one), no line ends, no marks that reorder or hide their neighbours."""
 
 from __future__ import annotations
 
-import re
-
-_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-"""Control characters (escape sequences begin with one), line ends, and marks that reorder or hide their neighbours."""
-
 
 def printable(text: str, limit: int = 0) -> str:
-    """Unfit characters as ``\\x1b``; longer than ``limit`` (0: none) it ends in ``..``."""
+    """Unfit characters as ``\\x1b`` or ``\\u202e``; longer than ``limit`` (0: none) it ends in ``..``."""
     if limit and len(text) > limit:
         text = text[: limit - 2] + ".."
-    return text if text.isascii() and text.isprintable() else _UNFIT.sub(_escaped, text)
+    return text if text.isprintable() else "".join(map(_fit, text))
 
 
-def _escaped(found: re.Match[str]) -> str:
-    code = ord(found.group())
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+def _fit(char: str) -> str:
+    if char.isprintable():
+        return char
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
