@@ -14,6 +14,7 @@ from types import MappingProxyType
 from mesh.kube.fields import Field, FieldError, path_text
 from mesh.kube.objects import ObjectError, ObjectRef, PolicyObject
 from mesh.kube.policy_fields import (
+    MAX_PARTS,
     accounts,
     check_size,
     match_labels,
@@ -45,6 +46,8 @@ VERSIONS = ("security.istio.io/v1", "security.istio.io/v1beta1")
 WAYPOINT_KINDS = ("RequestAuthentication",)
 """Of the group, but nothing for us. Any other unknown kind is a misspelt policy: an error."""
 DRY_RUN = "istio.io/dry-run"
+_ROOT = ("apiVersion", "kind", "metadata", "spec", "status")
+_SPEC = ("selector", "action", "rules", "targetRef", "targetRefs")
 
 _PEER = ("principals", "notPrincipals", "namespaces", "notNamespaces", "serviceAccounts", "notServiceAccounts")
 _PEER_IP = ("ipBlocks", "notIpBlocks")
@@ -65,6 +68,7 @@ def parse_policy(raw: object) -> PolicyObject:
         meta.get("name").name()
         if root.get("apiVersion").text() not in VERSIONS:
             raise root.get("apiVersion").wrong(VERSIONS[0])
+        root.only(*_ROOT)
         check_size(root.get("spec"))
         match kind:
             case "AuthorizationPolicy":
@@ -88,7 +92,7 @@ def _stand_in(ref: ObjectRef, root: Field, where: str) -> PolicyObject | None:
         return PolicyObject(ref, PeerAuthentication(ref.namespace, ref.name, Mode.STRICT, selector, rejected=where))
     name = ref.name if ref.kind == "AuthorizationPolicy" else f"{ref.kind}/{ref.name}"  # nobody else's
     try:
-        action = spec.get("action").text("ALLOW")
+        action = spec.get("action").text("" if _may_deny(root) else "ALLOW")
         dry_run = _is_dry_run(root)
     except FieldError:
         action, dry_run = "", False
@@ -97,6 +101,25 @@ def _stand_in(ref: ObjectRef, root: Field, where: str) -> PolicyObject | None:
     closing = Action.ALLOW if action == "ALLOW" else Action.DENY
     rules = () if closing is Action.ALLOW else (Rule("everything"),)
     return PolicyObject(ref, AuthorizationPolicy(ref.namespace, name, closing, rules, selector, rejected=where))
+
+
+def _may_deny(root: Field) -> bool:
+    """Of an object without an action: a misspelt or misplaced ``action: DENY`` may be in it."""
+    spec = root.value.get("spec") if isinstance(root.value, dict) else None
+    if not isinstance(root.value, dict) or not isinstance(spec, dict | None):
+        return True
+    if not set(root.value) <= set(_ROOT) or not set(spec or ()) <= set(_SPEC):
+        return True
+    waiting: list[object] = [spec]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, str) and value.strip().upper() == Action.DENY.value:
+            return True
+        if len(waiting) > MAX_PARTS:
+            return True
+    return False
 
 
 def _is_dry_run(root: Field) -> bool:

@@ -293,6 +293,31 @@ def test_errors_and_verdicts_carry_no_control_characters(mesh: Directory, text: 
     assert all(one.isprintable() and len(one) < 500 for one in [*seen, *mesh.notes])
 
 
+@pytest.mark.parametrize(
+    "misplaced",
+    [
+        ("  action: DENY", "  acton: DENY"),
+        ("spec:\n  action: DENY", "action: DENY\nspec:"),
+        ("  action: DENY\n  selector: {", "  selector: {action: DENY, "),
+        ("  action: DENY\n", "  targetRefs: [{action: deny}]\n"),
+    ],
+)
+def test_deny_policy_whose_action_is_misplaced_closes_though_another_allows(
+    mesh: Directory, misplaced: tuple[str, str]
+) -> None:
+    mesh.write(DENY_PORT.replace(*misplaced), ALLOW_CLIENT)
+
+    assert mesh.errors
+    assert not mesh.verdict().allowed
+
+
+def test_mode_that_stands_beside_its_spec_is_an_error(mesh: Directory) -> None:
+    mesh.write(STRICT.replace("spec: {mtls: {mode: STRICT}}", "mtls: {mode: STRICT}"))
+
+    assert "PeerAuthentication shop/mtls: mtls: is not known here" in mesh.errors[0]
+    assert not mesh.verdict(source=None).allowed
+
+
 @pytest.mark.parametrize("field", ["name: no-admin", "namespace: shop"])
 def test_name_that_ends_in_a_newline_is_no_name(mesh: Directory, field: str) -> None:
     key, _, value = field.partition(": ")
