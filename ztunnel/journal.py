@@ -3,53 +3,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-from mesh.journal.directory import listing
-from mesh.journal.keeper import Keeper
-from mesh.journal.recorder import Recorder
-from mesh.journal.writer import Limits, in_memory
+from mesh.journal.kept import KeptJournal
+from mesh.journal.writer import Limits
 from mesh.telemetry.names import Names
 from ztunnel.dataplane.values import Event
 from ztunnel.telemetry.flows import Flows
 
 
-class Journal:
-    """``connections``: the open ones. One task runs run(); finish() is the last thing asked."""
+class Journal(KeptJournal):
+    """``connections``: the open ones."""
 
     def __init__(
         self, directory: Path, limits: Limits, names: Names, connections: Callable[[], Sequence[Event]]
     ) -> None:
-        self._recorder = Recorder()
-        self._flows = Flows(names, self._recorder)
-        self._keeper = Keeper(self._recorder, directory, limits)
-        self._connections = connections
+        super().__init__(directory, limits, lambda: self._flows.live(connections()))
+        self._flows = Flows(names, self.recorder)
         self.on_events = self._flows.on_events
         self.set_names = self._flows.set_names
-        self.run = self._keeper.run
-        self.finish = self._keeper.finish
-
-    def status(self) -> dict[str, object]:
-        head = self._keeper.head
-        return {
-            "directory": str(self._keeper.directory),
-            "head": asdict(head) if head else None,
-            "lost": self._recorder.lost,
-            "error": self._keeper.error,
-        }
-
-    async def index(self) -> dict[str, object]:
-        """After it all that was counted until now is in the segments, unless ``error`` says why not."""
-        await self._keeper.turn(everything=True)
-        files = listing(self._keeper.directory)
-        return {**self.status(), "segments": [{"number": one.number, "size": one.size} for one in files]}
-
-    def live(self) -> bytes:
-        """Open connections, as a segment."""
-        return in_memory(self._flows.live(self._connections()), time.time_ns() // 1000)
-
-    def segment(self, number: int) -> Path | None:
-        return next((one.path for one in listing(self._keeper.directory) if one.number == number), None)

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from mesh.telemetry.names import WorkloadNames
+
 
 class Direction(IntEnum):
     """Seen from which end. Inbound is where policy of the destination decides and the source is proven."""
@@ -47,6 +49,15 @@ class Party:
     def label(self) -> str:
         """The shortest name that says who it is."""
         return self.workload or self.ip or "unknown"
+
+
+def party(ip: str, names: WorkloadNames, identity: str) -> Party:
+    return Party(
+        ip=ip,
+        identity=identity,
+        workload=f"{names.namespace}/{names.pod}" if names.uid else "",
+        owner=names.workload if names.uid else "",
+    )
 
 
 @dataclass(frozen=True, slots=True)

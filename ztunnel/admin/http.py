@@ -19,6 +19,8 @@ from typing import Protocol
 
 from aiohttp import web
 
+from mesh.journal import pages
+from mesh.journal.pages import JournalPages
 from mesh.model.identity import Identity
 from mesh.model.workload import IPAddress
 
@@ -28,16 +30,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 LEVELS = ("error", "warning", "info", "debug")
 _RETRY_S = 2.0
-
-
-class JournalPages(Protocol):
-    """The decision journal; its form is mesh.journal's."""
-
-    async def index(self) -> Mapping[str, object]: ...
-
-    def live(self) -> bytes: ...
-
-    def segment(self, number: int) -> Path | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,29 +135,6 @@ def _verdict(views: Views) -> Handler:
     return handler
 
 
-def _journal_routes(journal: JournalPages) -> list[web.RouteDef]:
-    """/journal: which segments there are. /journal/<number>: one, as it is on disk. /journal/live: open connections, in
-    the same form."""
-
-    async def index(_: web.Request) -> web.Response:
-        return web.json_response(await journal.index())
-
-    async def live(_: web.Request) -> web.Response:
-        return web.Response(body=journal.live())
-
-    async def segment(request: web.Request) -> web.StreamResponse:
-        path = journal.segment(int(request.match_info["number"]))
-        if path is None:
-            raise web.HTTPNotFound(text="no such segment: the limits have dropped it\n")
-        return web.FileResponse(path)
-
-    return [
-        web.get("/journal", index),
-        web.get("/journal/live", live),
-        web.get(r"/journal/{number:\d{1,10}}", segment),
-    ]
-
-
 def admin(views: Views) -> web.Application:
     """Everything; the metrics and readiness of the other ports too."""
 
@@ -190,7 +159,7 @@ def admin(views: Views) -> web.Application:
             web.post("/quitquitquit", quit_),
             web.get("/healthz/ready", _ready(views)),
             *_metric_routes(views),
-            *(_journal_routes(views.journal) if views.journal else ()),
+            *(pages.routes(views.journal) if views.journal else ()),
         ]
     )
     return app

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable
 from functools import partial
 
 from mesh.journal import flow
-from mesh.journal.flow import Flow, Lost, Party, Record, Verdict
+from mesh.journal.flow import Flow, Lost, Party, Record, Verdict, party
 from mesh.journal.recorder import Recorder
 from mesh.telemetry.names import Names, WorkloadNames
 from ztunnel.dataplane.values import Addr, Direction, Event, Kind, Path, Reason
@@ -92,9 +92,4 @@ def _verdict(event: Event) -> Verdict:
 
 
 def _party(place: Addr | None, names: WorkloadNames, identity: str) -> Party:
-    return Party(
-        ip=str(place.ip) if place else "",
-        identity=identity,
-        workload=f"{names.namespace}/{names.pod}" if names.uid else "",
-        owner=names.workload if names.uid else "",
-    )
+    return party(str(place.ip) if place else "", names, identity)
