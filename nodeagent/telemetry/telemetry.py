@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Follows connections that meet no proxy: the kernel's records into log and journal, answers to who asks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+
+from mesh.journal.recorder import Recorder
+from mesh.model.snapshot import MeshSnapshot
+from mesh.model.workload import WorkloadUid
+from mesh.telemetry.labels import OTHER, LabelValues
+from mesh.telemetry.names import Names
+from nodeagent.bpf.layouts import Path
+from nodeagent.capture.path_maps import PathEvent
+from nodeagent.telemetry import decisions, exposition, listing
+from nodeagent.telemetry.accesslog import AccessLog
+from nodeagent.telemetry.kernel import Flow, Pair, Totals, TrafficMaps
+from nodeagent.telemetry.refusal import Refusal
+from nodeagent.telemetry.series import Cell, PathSeries
+from nodeagent.telemetry.who import Parties, Who
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 0.2
+_AT_ONCE, _READS_A_TURN = 256, 8
+_TEND_S = 60.0
+_REFUSALS_WAITING = 4096
+_RULES = 1000
+
+
+class Telemetry:
+    """Its methods belong to the event loop's thread, on_refused() to any. `rule_name`: of a number in the kernel.
+    `kernel_outcomes`: the counters of the kernel's programs. `close()` it when run() has ended."""
+
+    def __init__(
+        self,
+        maps: TrafficMaps,
+        access_log: AccessLog,
+        *,
+        rule_name: Callable[[int], str],
+        kernel_outcomes: Callable[[], Mapping[str, int]],
+        version: str,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self._maps = maps
+        self._log = access_log
+        self._rule_name = rule_name
+        self._kernel_outcomes = kernel_outcomes
+        self._version = version
+        self._recorder = recorder
+        self._who = Who(Names(MeshSnapshot.build(0)))
+        self._series = PathSeries(self._who)
+        self._refusals: deque[tuple[PathEvent, str]] = deque(maxlen=_REFUSALS_WAITING)
+        self._refused: Counter[LabelValues] = Counter()
+
+    # --- inputs
+
+    def set_snapshot(self, snapshot: MeshSnapshot) -> None:
+        self._who.set_names(Names(snapshot))
+        if self._recorder:
+            self._recorder.forget_names()
+
+    def set_pods(self, pods: Iterable[tuple[int, WorkloadUid]]) -> None:
+        """All captured pods of this node: (namespace cookie, workload)."""
+        self._who.set_pods(pods)
+
+    def on_refused(self, event: PathEvent, rule: str) -> None:
+        """The kernel refused a connect(). Any thread; when too many wait the oldest is dropped from the log."""
+        self._refusals.append((event, rule))
+
+    # --- the loop
+
+    async def run(self) -> None:
+        """Until cancelled. Then what the kernel has is read once more."""
+        loop = asyncio.get_running_loop()
+        wake = asyncio.Event()
+        tended = time.monotonic()
+        try:
+            while True:
+                wake.clear()
+                loop.add_reader(self._maps.fd, wake.set)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_S):
+                        await wake.wait()
+                loop.remove_reader(self._maps.fd)  # it stays readable until it has been read
+                self.drain()
+                if time.monotonic() - tended > _TEND_S:
+                    tended = time.monotonic()
+                    await self._look()
+        finally:
+            loop.remove_reader(self._maps.fd)
+            self.drain()
+
+    def drain(self) -> None:
+        """A bounded part of what waits."""
+        offset_ns = time.time_ns() - time.monotonic_ns()
+        for _ in range(_READS_A_TURN):
+            flows = self._maps.closings(_AT_ONCE)
+            self._ended(flows, offset_ns)
+            if len(flows) < _AT_ONCE:
+                break
+        self._take_refusals(offset_ns)
+
+    def _ended(self, flows: list[Flow], offset_ns: int) -> None:
+        named = []
+        for flow in flows:
+            pair = flow.pair
+            who = self._who.parties(pair.src, flow.local, pair.dst, pair.remote, pair.dialled)
+            named.append((flow, who, self._rule_name(flow.rule), (flow.end_ns + offset_ns) // 1000))
+        self._log.ended(named)
+        if self._recorder:
+            for flow, who, rule, end in named:
+                decisions.count(self._recorder, flow, who, rule, end)
+
+    def _take_refusals(self, offset_ns: int) -> None:
+        taken = [self._refusals.popleft() for _ in range(len(self._refusals))]
+        refusals = [one for one in (self._refusal(event, rule, offset_ns) for event, rule in taken) if one]
+        self._log.refused(refusals)
+        for one in refusals:
+            source, destination = one.who.source, one.who.destination
+            labels = (one.rule, source.workload, source.namespace, destination.workload, destination.namespace)
+            self._refused[labels if labels in self._refused or len(self._refused) < _RULES else OTHER[:5]] += 1
+            if self._recorder:
+                decisions.count_refusal(self._recorder, one)
+
+    def _refusal(self, event: PathEvent, rule: str, offset_ns: int) -> Refusal | None:
+        if event.dialled is None or event.target is None:
+            return None
+        who = self._who.parties(event.src, None, event.dst, event.target, event.dialled)
+        return Refusal(who, event.dialled, event.target, rule, (event.time_ns + offset_ns) // 1000)
+
+    # --- who asks
+
+    async def connections(self) -> list[dict[str, object]]:
+        """Open connections."""
+        flows = await asyncio.to_thread(self._maps.live)
+        now = time.monotonic_ns()
+        return [listing.connection(flow, self._parties(flow), self._rule_name(flow.rule), now) for flow in flows]
+
+    def _parties(self, flow: Flow) -> Parties:
+        pair = flow.pair
+        return self._who.parties(pair.src, flow.local, pair.dst, pair.remote, pair.dialled)
+
+    async def flows(self) -> list[dict[str, object]]:
+        """What was counted by pair, open connections included."""
+        live, totals, _ = await self._read()
+        by_pair: dict[Pair, list[Flow]] = {}
+        for flow in live:
+            by_pair.setdefault(flow.pair, []).append(flow)
+        counted = dict(totals)
+        rows = []
+        for pair in counted.keys() | by_pair.keys():
+            who = self._who.parties(pair.src, None, pair.dst, pair.remote, pair.dialled)
+            rows.append(listing.traffic(pair, who, counted.get(pair), by_pair.get(pair, ())))
+        return rows
+
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
+        """(body, content type)."""
+        live, cells = await self._look()
+        reading = exposition.Reading(
+            cells=cells,
+            refused=dict(self._refused),
+            kernel=self._kernel_outcomes(),
+            live=Counter(flow.pair.path.name.lower() for flow in live),
+            overflowed=self._series.overflowed,
+            lines_lost=self._log.lost,
+            version=self._version,
+        )
+        return await asyncio.to_thread(exposition.page, reading, accept)
+
+    async def _look(self) -> tuple[list[Flow], list[Cell]]:
+        live, totals, others = await self._read()
+        cells, idle = self._series.look(totals, others, live)
+        for pair in idle:
+            self._maps.forget(pair)
+        return live, cells
+
+    async def _read(self) -> tuple[list[Flow], list[tuple[Pair, Totals]], Mapping[Path, Totals]]:
+        """Open connections first: see PathSeries.look."""
+        return await asyncio.to_thread(lambda: (self._maps.live(), list(self._maps.totals()), self._maps.others()))
+
+    def close(self) -> None:
+        self._maps.close()
