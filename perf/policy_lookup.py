@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one authorization decision costs, by how many policies there are: ``python -m perf.policy_lookup``.
 
-Each policy allows one source to one of the mesh's workloads, or (second table) to the same workload. A decision of the
-compiled form is measured with the call through cffi around it (some 0.2 us).
+Each policy allows one source to one of the mesh's workloads, or (second table) to the same workload; each egress policy
+one destination to one of the node's workloads, or (fourth table) to the same one. A decision of the compiled form is
+measured with the call through cffi around it (some 0.2 us).
 """
 
 from __future__ import annotations
@@ -11,13 +12,24 @@ import gc
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_network
 from types import MappingProxyType
 
 from mesh.model.identity import Identity
-from mesh.model.policy import Action, AuthorizationPolicy, Peer, Rule, StringMatch
+from mesh.model.policy import (
+    Action,
+    AuthorizationPolicy,
+    EgressPolicy,
+    EgressRule,
+    EgressTarget,
+    Peer,
+    Rule,
+    StringMatch,
+)
 from mesh.model.workload import Protocol, Workload, WorkloadUid
+from mesh.policy.egress import EgressRequest, evaluate_egress
 from mesh.policy.evaluate import PolicySet, Request, evaluate
+from ztunnel.dataplane.egress import compile_egress_set
 from ztunnel.dataplane.policy import compile_set
 from ztunnel.dataplane.policy_rows import PolicyTables
 from ztunnel.dataplane.policyset import CompiledPolicies
@@ -26,6 +38,7 @@ SIZES = (1, 100, 1_000, 10_000)
 ROUNDS, CALLS = 15, 5_000
 SOURCE = Identity("cluster.local", "shop", "client-0")
 CLIENT_IP = IPv4Address("10.1.0.1")
+OUTSIDE = IPv4Address("198.18.0.0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +91,19 @@ def per_call_us(call: Callable[[], object], calls: int) -> float:
     return min(took)
 
 
-def decision_us(tables: PolicyTables, ip: IPv4Address) -> float:
+def egress_policy(number: int, *, one_source: bool) -> EgressPolicy:
+    target = EgressTarget(ip_blocks=(ip_network(OUTSIDE + number),), ports=(8080,))
+    return EgressPolicy(
+        "shop",
+        f"p{number:05}",
+        (EgressRule("rules[0]", (target,)),),
+        MappingProxyType({"app": "w0" if one_source else f"w{number}"}),
+    )
+
+
+def decision_us(tables: PolicyTables, source_ip: IPv4Address, ip: IPv4Address) -> float:
     with CompiledPolicies(tables) as compiled:
-        return per_call_us(lambda: compiled.repeat(SOURCE, CLIENT_IP, ip, 8080, CALLS), 1) / CALLS
+        return per_call_us(lambda: compiled.repeat(SOURCE, source_ip, ip, 8080, CALLS), 1) / CALLS
 
 
 def measure(sizes: Iterable[int], *, one_target: bool) -> list[Figure]:
@@ -95,15 +118,35 @@ def measure(sizes: Iterable[int], *, one_target: bool) -> list[Figure]:
         target = workloads[0]
         request = Request(SOURCE, CLIENT_IP, "shop", target.labels, IPv4Address("10.2.0.0"), 8080)
         reference = per_call_us(lambda r=request, p=policies: evaluate(p, r), 1)  # type: ignore[misc]
-        lookup = decision_us(tables, IPv4Address("10.2.0.0"))
+        lookup = decision_us(tables, CLIENT_IP, IPv4Address("10.2.0.0"))
         found.append(Figure(size, compile_s, lookup, reference))
     return found
 
 
+def measure_egress(sizes: Iterable[int], *, one_source: bool) -> list[Figure]:
+    found: list[Figure] = []
+    for size in sizes:
+        workloads = [workload(number) for number in range(1 if one_source else size)]
+        policies = [egress_policy(number, one_source=one_source) for number in range(size)]
+        begin = time.perf_counter()
+        tables = compile_egress_set(policies, workloads, {}, 1)
+        CompiledPolicies(tables).close()
+        compile_s = time.perf_counter() - begin
+        request = EgressRequest(SOURCE, workloads[0].labels, OUTSIDE, 8080)
+        reference = per_call_us(lambda r=request, p=policies: evaluate_egress(p, r, {}), 1)  # type: ignore[misc]
+        found.append(Figure(size, compile_s, decision_us(tables, IPv4Address("10.2.0.0"), OUTSIDE), reference))
+    return found
+
+
 def main() -> None:
-    for title, one_target in (("policies for as many workloads", False), ("policies for one workload", True)):
+    for title, figures in (
+        ("policies for as many workloads", measure(SIZES, one_target=False)),
+        ("policies for one workload", measure(SIZES, one_target=True)),
+        ("egress for as many workloads", measure_egress(SIZES, one_source=False)),
+        ("egress for one workload", measure_egress(SIZES, one_source=True)),
+    ):
         print(f"{title:34}{'compile':>12}{'one decision':>16}{'reference':>14}")
-        for figure in measure(SIZES, one_target=one_target):
+        for figure in figures:
             print(
                 f"{figure.policies:>34,}{figure.compile_s * 1e3:>9.1f} ms{figure.lookup_us:>13.2f} us"
                 f"{figure.reference_us:>11.0f} us"

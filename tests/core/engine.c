@@ -26,6 +26,9 @@
 #define SERVER_IP "127.88.0.10"
 #define VIP "127.88.0.200"
 #define VIP_PORT 8081
+#define GUARDED_PORT 8083 /* of VIP: policy closes it every other time */
+#define OUTSIDE_IP "127.88.0.20"
+#define OUTSIDE_VIP "127.88.0.201" /* likewise, on its way out */
 #define CLIENT_ID "spiffe://cluster.local/ns/shop/sa/client"
 #define SERVER_ID "spiffe://cluster.local/ns/shop/sa/server"
 
@@ -39,7 +42,7 @@
 	} while (0)
 
 static int rounds = 60;
-static uint16_t app_port, hbone_port;
+static uint16_t app_port, guarded_port, outside_port, hbone_port;
 static struct zt_core *client, *server;
 static EVP_PKEY *ca_key;
 static X509 *ca_cert;
@@ -367,6 +370,27 @@ static void *traffic(void *arg)
 	return NULL;
 }
 
+/* Connections that policy refuses, cuts or lets be, as it happens to be. */
+static void *at_mercy(void *arg)
+{
+	unsigned seed = (unsigned)(uintptr_t)arg;
+
+	for (int i = 0; i < rounds * 4; i++) {
+		bool leaves = rand_r(&seed) % 2;
+		int fd = leaves ? dial(OUTSIDE_VIP, VIP_PORT) : dial(VIP, GUARDED_PORT);
+		char c = 'x';
+
+		for (int k = rand_r(&seed) % 8; fd >= 0 && k; k--) {
+			if (send(fd, &c, 1, MSG_NOSIGNAL) != 1 || recv(fd, &c, 1, 0) != 1)
+				break;
+			pause_ms(rand_r(&seed) % 8);
+		}
+		if (fd >= 0)
+			close(fd);
+	}
+	return NULL;
+}
+
 static SSL *tls_peer(SSL_CTX *ctx)
 {
 	SSL *ssl = SSL_new(ctx);
@@ -503,25 +527,88 @@ static void apply(struct zt_core *core)
 		  .protocol = ZT_PROTO_HBONE,
 		  .identity = str(SERVER_ID),
 		  .uid = str("gone") },
+		{ .addr = addr(OUTSIDE_IP, 0), .protocol = ZT_PROTO_PLAIN, .uid = str("outside") },
 	};
-	struct zt_endpoint_row endpoints[] = { { 0, app_port }, { 0, app_port == 9 ? 10 : 9 }, { 1, app_port } };
-	struct zt_service_row services[] = { { .vip = addr(VIP, VIP_PORT),
-					       .first_endpoint = 0,
-					       .n_endpoints = 3,
-					       .hostname = str("web.shop.svc.cluster.local") } };
+	struct zt_endpoint_row endpoints[] = { { 0, app_port },
+					       { 0, app_port == 9 ? 10 : 9 },
+					       { 1, app_port },
+					       { 0, guarded_port },
+					       { 2, outside_port } };
+	struct zt_service_row services[] = {
+		{ .vip = addr(VIP, VIP_PORT), .n_endpoints = 3, .hostname = str("web.shop.svc.cluster.local") },
+		{ .vip = addr(VIP, GUARDED_PORT), .first_endpoint = 3, .n_endpoints = 1, .hostname = str("guarded") },
+		{ .vip = addr(OUTSIDE_VIP, VIP_PORT),
+		  .first_endpoint = 4,
+		  .n_endpoints = 1,
+		  .hostname = str("outside"),
+		  .closed = str(epoch % 7 ? "" : "waypoint shop/wp is not there") },
+	};
 	struct zt_tables tables = { .epoch = epoch,
 				    .workloads = workloads,
-				    .n_workloads = 2,
+				    .n_workloads = 3,
 				    .services = services,
-				    .n_services = 1,
+				    .n_services = 3,
 				    .endpoints = endpoints,
-				    .n_endpoints = 3 };
+				    .n_endpoints = 5 };
 	char err[256] = "";
 
 	if (zt_tables_apply(core, &tables, err, sizeof(err))) {
 		fprintf(stderr, "tables: %s\n", err);
 		exit(1);
 	}
+}
+
+/* In: our client may come, is noted, and is denied one port in odd turns. Out: one address, and none in odd turns. */
+static void apply_policies(bool odd)
+{
+	struct zt_value_row values[] = {
+		{ .match = ZT_MATCH_EXACT, .text = str(CLIENT_ID + strlen("spiffe://")) },
+		{ .match = ZT_MATCH_PORT, .number = guarded_port },
+		{ .match = ZT_MATCH_BLOCK, .addr = addr(OUTSIDE_IP, 0), .number = 32 },
+	};
+	struct zt_test_row tests[] = { { ZT_ATTR_PRINCIPAL, 0, 0, 1 },
+				       { ZT_ATTR_DST_PORT, 0, 1, 1 },
+				       { ZT_ATTR_DST_IP, 0, 2, 1 } };
+	struct zt_run_row each[] = { { 0, 1 }, { 1, 1 }, { 2, 1 } };
+	struct zt_rule_row rules[] = { { str("shop/note rules[0]"), 0, 1 },
+				       { str("shop/in rules[0]"), 0, 1 },
+				       { str("shop/no rules[0]"), 1, 1 },
+				       { str("EgressPolicy shop/out rules[0]"), 2, 1 } };
+	struct zt_policy_row in[] = { { str("shop/note"), ZT_ACT_NOTE, 0, 0, 1 },
+				      { str("shop/in"), ZT_ACT_ALLOW, 0, 1, 1 },
+				      { str("shop/no"), ZT_ACT_DENY, 0, 2, 1 } };
+	struct zt_policy_row out[] = { { str("EgressPolicy shop/out"), ZT_ACT_ALLOW, 0, 3, odd ? 0 : 1 } };
+	struct zt_guard_row served[] = { { addr(SERVER_IP, 0), 0, 1 } }, leaving[] = { { addr("127.0.0.1", 0), 0, 1 } };
+	uint32_t scopes[] = { 0 };
+	struct zt_policies p = { .epoch = epoch,
+				 .deny_unknown = 1,
+				 .n_scopes = 1,
+				 .policies = in,
+				 .n_policies = odd ? 3 : 2,
+				 .rules = rules,
+				 .n_rules = 4,
+				 .clauses = each,
+				 .n_clauses = 3,
+				 .options = each,
+				 .n_options = 3,
+				 .tests = tests,
+				 .n_tests = 3,
+				 .values = values,
+				 .n_values = 3,
+				 .scopes = scopes,
+				 .n_guard_scopes = 1,
+				 .guards = served,
+				 .n_guards = 1 };
+	char err[256] = "";
+
+	CHECK(!zt_policies_apply(server, &p, err, sizeof(err)));
+	CHECK(zt_policies_apply(server, &p, err, sizeof(err)) == -ZT_ESTALE);
+	p.policies = out;
+	p.n_policies = 1;
+	p.guards = leaving;
+	CHECK(zt_egress_apply(client, &p, err, sizeof(err)) == -ZT_EINVAL);
+	p.by_source = 1;
+	CHECK(!zt_egress_apply(client, &p, err, sizeof(err)));
 }
 
 static void add_pod(struct zt_core *core, uint64_t id, const char *ip, const char *identity, int fd, uint16_t port)
@@ -541,15 +628,21 @@ static void add_pod(struct zt_core *core, uint64_t id, const char *ip, const cha
 	CHECK(!zt_pod_add(core, &spec));
 }
 
-static size_t read_events(struct zt_core *core)
+static size_t let_in, kept_out, kept_in; /* connections by what policy said of them */
+
+static void read_events(struct zt_core *core)
 {
 	static struct zt_event events[64];
-	size_t total = 0;
 	int n;
 
 	while ((n = zt_events_read(core, events, 64)) > 0)
-		total += (size_t)n;
-	return total;
+		for (int i = 0; i < n; i++) {
+			const struct zt_event *e = &events[i];
+
+			let_in += !strcmp(e->rule, "shop/in rules[0]") && !strcmp(e->noted, "shop/note rules[0]");
+			kept_out += e->reason == ZT_R_DENIED && !strcmp(e->rule, "shop/no rules[0]");
+			kept_in += e->reason == ZT_R_DENIED && !strncmp(e->rule, "no rule of EgressPolicy", 23);
+		}
 }
 
 /* The control thread's life while traffic flows. */
@@ -562,6 +655,8 @@ static void churn(void)
 		epoch++;
 		apply(client);
 		apply(server);
+		if (i % 3 == 0)
+			apply_policies(i / 3 % 2);
 		if (i % 5 == 0)
 			give(client, CLIENT_ID);
 		if (i % 7 == 0)
@@ -582,13 +677,14 @@ static void churn(void)
 
 static void *run_traffic(void *arg)
 {
-	pthread_t threads[5];
+	pthread_t threads[6];
 
 	(void)arg;
 	for (uintptr_t i = 0; i < 4; i++)
 		CHECK(!pthread_create(&threads[i], NULL, traffic, (void *)(i + 1)));
 	CHECK(!pthread_create(&threads[4], NULL, hostile, NULL));
-	for (int i = 0; i < 5; i++)
+	CHECK(!pthread_create(&threads[5], NULL, at_mercy, (void *)7));
+	for (int i = 0; i < 6; i++)
 		pthread_join(threads[i], NULL);
 	atomic_store(&stop, true);
 	return NULL;
@@ -612,8 +708,8 @@ int main(void)
 {
 	struct zt_config cfg;
 	uint16_t got;
-	pthread_t apps, all;
-	int app_fd, hbone_fd;
+	pthread_t apps[3], all;
+	int app_fds[3], hbone_fd;
 
 	signal(SIGPIPE, SIG_IGN);
 	if (getenv("QANAT_SMALL"))
@@ -621,8 +717,11 @@ int main(void)
 	ca_key = EVP_EC_gen("P-256");
 	ca_cert = make_cert(ca_key, NULL, ca_key, NULL, -60, 36000);
 	to_pem(roots_pem, sizeof(roots_pem), ca_cert, NULL);
-	app_fd = listen_at(SERVER_IP, 0, &app_port);
-	CHECK(!pthread_create(&apps, NULL, accept_all, (void *)(intptr_t)app_fd));
+	app_fds[0] = listen_at(SERVER_IP, 0, &app_port);
+	app_fds[1] = listen_at(SERVER_IP, 0, &guarded_port);
+	app_fds[2] = listen_at(OUTSIDE_IP, 0, &outside_port);
+	for (int i = 0; i < 3; i++)
+		CHECK(!pthread_create(&apps[i], NULL, accept_all, (void *)(intptr_t)app_fds[i]));
 	hbone_fd = listen_at(SERVER_IP, 0, &hbone_port);
 	zt_config_default(&cfg);
 	cfg.workers = 2;
@@ -639,6 +738,8 @@ int main(void)
 	apply(server);
 	add_pod(server, 1, SERVER_IP, SERVER_ID, hbone_fd, 15008);
 	add_pod(client, 1, "127.0.0.1", CLIENT_ID, listen_at(VIP, VIP_PORT, &got), 15001);
+	add_pod(client, 2, "127.0.0.1", CLIENT_ID, listen_at(VIP, GUARDED_PORT, &got), 15001);
+	add_pod(client, 3, "127.0.0.1", CLIENT_ID, listen_at(OUTSIDE_VIP, VIP_PORT, &got), 15001);
 
 	echo_of(1);
 	echo_of(3u << 20);
@@ -647,6 +748,9 @@ int main(void)
 	pthread_join(all, NULL);
 	wait_over(client, "client");
 	wait_over(server, "server");
+	read_events(client);
+	read_events(server);
+	CHECK(let_in && kept_out && kept_in);
 
 	CHECK(!zt_core_drain(server, 3000));
 	for (int i = 0; zt_core_live(server) && i < 1000; i++)
@@ -657,8 +761,10 @@ int main(void)
 	zt_core_stop(server);
 	read_events(server);
 	zt_core_free(server);
-	shutdown(app_fd, SHUT_RDWR);
-	pthread_join(apps, NULL);
+	for (int i = 0; i < 3; i++) {
+		shutdown(app_fds[i], SHUT_RDWR);
+		pthread_join(apps[i], NULL);
+	}
 	pause_ms(200); /* application threads, detached */
 	X509_free(ca_cert);
 	EVP_PKEY_free(ca_key);

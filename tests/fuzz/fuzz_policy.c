@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Any rows: zt_policyset_new refuses them or makes a set that can be asked anything, gives the same answer twice, and
- * whose words end within their buffer. Rows are read off the input field by field, so that many are nearly valid. */
+/* Any rows: zt_policyset_new refuses them or makes a set that can be asked anything, gives the same answer twice, whose
+ * words end within their buffer, and whose names outlive it. Both kinds of guards. Rows are read off the input field by field, so that many are nearly valid. */
 #include <stdlib.h>
 #include <string.h>
 
-#include "zt.h"
+#include "policy.h"
 
 #define ROWS 12
 
@@ -69,6 +69,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct zt_guard_row guards[ROWS];
 	uint32_t scopes[ROWS];
 	struct zt_policies rows = { .epoch = 1, .deny_unknown = byte(&in), .n_scopes = number(&in) };
+	struct zt_name *kept[8] = { NULL };
 	struct zt_policyset *set = NULL;
 	char err[64] = "", words[48];
 
@@ -95,6 +96,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	rows.policies = policies, rows.n_policies = byte(&in) % (ROWS + 1);
 	rows.guards = guards, rows.n_guards = byte(&in) % (ROWS + 1);
 	rows.scopes = scopes, rows.n_guard_scopes = byte(&in) % (ROWS + 1);
+	rows.by_source = byte(&in) % 2;
 	if (rows.n_scopes > 64) /* each costs memory, which is no finding */
 		rows.n_scopes = 64;
 	if (zt_policyset_new(&rows, &set, err, sizeof(err))) {
@@ -119,7 +121,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		n = zt_policyset_explain(set, &one, words, sizeof(words));
 		if (n >= sizeof(words) || words[n])
 			abort();
+		kept[2 * i] = zt_policyset_words(set, &one);
+		kept[2 * i + 1] = zt_policyset_notes(set, &one);
+		if (kept[2 * i + 1] && (!one.n_noted || kept[2 * i + 1]->len >= ZT_NOTES_TEXT))
+			abort();
 	}
 	zt_policyset_free(set);
+	for (size_t i = 0; i < ZT_COUNT(kept); i++) {
+		if (strlen(zt_name_str(kept[i])) > (kept[i] ? kept[i]->len : 0))
+			abort();
+		zt_name_put(kept[i]);
+	}
 	return 0;
 }

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The semantics table of Istio ambient's L4 authorization, one name per line of it."""
+"""The semantics table of Istio ambient's L4 authorization, one name per line of it.
+
+Order of evaluation, matching, what becomes of objects' fields, and PeerAuthentication, in this order. Where ambient fails
+open (a policy that has not arrived, an address nobody knows, a waypoint that is missing) we fail closed: the tests of that
+are test_unknown_destination_is_closed (core/test_policy.py) and test_waypoints.py; open connections: netns/test_policy.py.
+"""
 
 from __future__ import annotations
 
@@ -122,6 +127,22 @@ def test_dry_run_only_takes_note(action: str) -> None:
     assert found.noted == (f"{action} shop/p rules[0]",)
 
 
+def test_allow_dry_run_does_not_close_the_workload() -> None:
+    assert verdict(policy(NOT_ME, dry=True)) == Verdict(True, "no ALLOW policy concerns this workload")
+
+
+def test_deny_dry_run_does_not_hide_an_enforced_deny() -> None:
+    found = verdict(policy(ME, name="a", action="DENY", dry=True), policy(ME, name="b", action="DENY"))
+
+    assert found == Verdict(False, "shop/b rules[0]", ("DENY shop/a rules[0]",))
+
+
+def test_notes_are_taken_of_connections_that_are_denied_too() -> None:
+    found = verdict(policy(ME, name="a", action="AUDIT"), policy(ME, name="d", action="DENY"))
+
+    assert (found.allowed, found.noted) == (False, ("AUDIT shop/a rules[0]",))
+
+
 def test_policy_of_another_namespace_does_not_concern() -> None:
     assert verdict(policy(ns="bank")).allowed
 
@@ -139,6 +160,37 @@ def test_clauses_of_a_rule_must_all_match() -> None:
     assert verdict(policy({**ME, **operation(ports=["8080"])})).allowed
     assert not verdict(policy({**ME, **operation(ports=["9090"])})).allowed
     assert not verdict(policy({**NOT_ME, **operation(ports=["8080"])})).allowed
+
+
+def test_sources_of_one_rule_are_alternatives() -> None:
+    both = {"from": [NOT_ME["from"][0], ME["from"][0]]}
+
+    assert verdict(policy(both)).allowed
+    assert verdict(policy(both), source=OTHER).allowed
+    assert not verdict(policy(both), source=Identity("cluster.local", "shop", "third")).allowed
+
+
+def test_operations_of_one_rule_are_alternatives() -> None:
+    both = {"to": [operation(ports=["80"])["to"][0], operation(ports=["8080"])["to"][0]]}
+
+    assert verdict(policy(both)).allowed
+    assert not verdict(policy(both), port=443).allowed
+
+
+def test_of_unwanted_values_none_may_match() -> None:
+    unwanted = source(notPrincipals=["*/sa/client", "*/sa/teller"])
+
+    assert not verdict(policy(unwanted)).allowed
+    assert not verdict(policy(unwanted), source=OTHER).allowed
+    assert verdict(policy(unwanted), source=Identity("cluster.local", "shop", "third")).allowed
+
+
+def test_principal_names_the_trust_domain_and_a_service_account_does_not() -> None:
+    cousin = Identity("other.domain", "shop", "client")
+
+    assert not verdict(policy(ME), source=cousin).allowed
+    assert verdict(policy(source(serviceAccounts=["shop/client"])), source=cousin).allowed
+    assert verdict(policy(source(namespaces=["shop"])), source=cousin).allowed
 
 
 def test_conditions_must_all_match() -> None:
@@ -232,6 +284,37 @@ def test_deny_rule_of_http_fields_only_denies_nothing() -> None:
     assert verdict(policy(HTTP, action="DENY")).allowed
 
 
+def test_allow_rule_beside_one_with_http_fields_still_allows() -> None:
+    assert verdict(policy({**NOT_ME, **HTTP}, ME)).rule == "shop/p rules[1]"
+    assert not verdict(policy({**ME, **HTTP}, NOT_ME)).allowed
+
+
+def test_deny_match_of_http_fields_only_is_skipped_beside_others() -> None:
+    beside = {"to": [HTTP["to"][0], operation(ports=["9090"])["to"][0]]}
+
+    assert verdict(policy(beside, action="DENY")).allowed
+    assert not verdict(policy(beside, action="DENY"), port=9090).allowed
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        source(requestPrincipals=["*"]),
+        source(remoteIpBlocks=["10.0.0.0/8"]),
+        operation(hosts=["a"]),
+        operation(paths=["/a"]),
+        operation(notMethods=["GET"]),
+        when("request.auth.claims[iss]", "x"),
+        when("remote.ip", "10.0.0.0/8"),
+        when("connection.sni", "a"),
+        when("experimental.envoy.filters.a[b]", "c"),
+    ],
+)
+def test_field_that_a_connection_cannot_answer_never_allows(field: dict[str, Any]) -> None:
+    assert not verdict(policy({**field})).allowed
+    assert policy({**field}).rules[0].http
+
+
 def test_http_fields_are_reported() -> None:
     assert policy({**ME, **HTTP}).rules[0].http == ("spec.rules[0].to[0].operation.methods",)
 
@@ -264,6 +347,24 @@ def test_port_mode_wins_over_workload_mode() -> None:
     assert verdict(strict_port, source=None, port=8081).allowed
 
 
+def test_port_mode_opens_a_port_of_a_strict_workload_and_only_that() -> None:
+    open_port = mtls("STRICT", selector=WEB, portLevelMtls={"8080": {"mode": "PERMISSIVE"}})
+
+    assert verdict(open_port, source=None, port=8080).allowed
+    assert verdict(open_port, source=None, port=8081) == Verdict(False, "shop/m STRICT")
+
+
+def test_port_without_a_mode_asks_the_workload() -> None:
+    unset = mtls("STRICT", selector=WEB, portLevelMtls={"8080": {"mode": "UNSET"}})
+
+    assert not verdict(unset, source=None, port=8080).allowed
+
+
+def test_disable_is_permissive_to_the_mesh_too() -> None:
+    assert verdict(mtls("DISABLE"), source=CLIENT).allowed
+    assert not verdict(mtls("DISABLE"), policy(NOT_ME), source=CLIENT).allowed
+
+
 def test_oldest_of_two_for_one_namespace_counts() -> None:
     young = mtls("STRICT", name="a", created="2026-02-01T00:00:00Z")
     old = mtls("PERMISSIVE", name="b", created="2026-01-01T00:00:00Z")
@@ -288,6 +389,7 @@ def test_oldest_of_two_for_one_namespace_counts() -> None:
         (raw_policy(when("source.color", "red")), "when[0].key: expected one of source.ip"),
         (raw_policy(when("source.ip")), "when[0]: needs values or notValues"),
         (raw_policy(None), "spec.rules[0]: is missing, expected an object"),
+        (raw_policy({}, targetRefs=[{"kind": "Gateway"}]), "spec.targetRefs: is for waypoints, and there are none yet"),
         (raw_policy({}, action="CUSTOM"), "spec.action: expected ALLOW, DENY or AUDIT"),
         (raw_mtls("strict"), "PeerAuthentication shop/m: spec.mtls.mode: expected STRICT"),
         (raw_mtls(portLevelMtls={"80": {"mode": "STRICT"}}), "spec.portLevelMtls: needs a selector"),
