@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The semantics table of Istio ambient's L4 authorization, one name per line of it.
 
-Order of evaluation, matching, what becomes of objects' fields, and PeerAuthentication, in this order. Where ambient fails
-open (a policy that has not arrived, an address nobody knows, a waypoint that is missing) we fail closed: the tests of that
-are test_unknown_destination_is_closed (core/test_policy.py) and test_waypoints.py; open connections: netns/test_policy.py.
+Order of evaluation, matching, what becomes of objects' fields, and PeerAuthentication, in this order. Where ambient
+fails open (a policy that has not arrived, an address nobody knows, a waypoint that is missing) we fail closed: see
+test_unknown_destination_is_closed (core/test_policy.py) and test_waypoints.py. Open connections: netns/test_policy.py.
 """
 
 from __future__ import annotations
