@@ -72,6 +72,10 @@ DURATION ?= 180
 soak-certs: build ## DURATION (180) s of traffic while certificates, roots, clocks and the CA change; none may fail
 	@$(PY) -m tests.soak.certs --seconds $(DURATION)
 
+.PHONY: perf-paths
+perf-paths: build ## connections without a proxy against plain TCP without a mesh
+	@$(PY) -m perf.paths
+
 ##@ Steps
 .PHONY: check
 check: ## can Qanat run on this machine? what is missing, with the fix

@@ -239,7 +239,7 @@ static __always_inline int may_move(struct sk_msg_md *msg, struct bpf_sock *sk, 
 	qn_read_receiver(j->peer_at, &r);
 	if (r.cookie != j->peer || r.copied_seq != own->write_seq)
 		return 0;
-	return has_room(j, &r, msg->size) && !qn_is_tcp_short_of_memory(own) &&
+	return has_room(j, &r, msg->size) && !qn_is_tcp_short_of_memory(j->peer_at) &&
 	       !qn_is_cgroup_short_of_memory(j->peer_at, msg->size);
 }
 

@@ -160,12 +160,13 @@ class Topology:
     def _ip(self, namespace: str, *arguments: str) -> None:
         run("ip", "-n", namespace, *arguments)
 
-    def start(self, name: str, namespace: str, command: Sequence[str]) -> Process:
-        """Start a program inside; its pid is the returned one (no shell or wrapper stays in between)."""
+    def start(self, name: str, namespace: str, command: Sequence[str], wrapper: Sequence[str] = ()) -> Process:
+        """Start a program inside; its pid is the returned one (no shell or wrapper stays in between). wrapper: runs
+        outside the namespace and must end in exec."""
         log = self.directory / f"{name}.log"
         with log.open("w") as stderr:
             popen = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", namespace, *command],
+                ["setpriv", "--pdeathsig", "KILL", *wrapper, "ip", "netns", "exec", namespace, *command],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True,
             )  # fmt: skip
         process = Process(name, popen, log)

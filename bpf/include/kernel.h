@@ -70,38 +70,26 @@ struct qn_receiver {
 	__u32 is_closed;  /* it will read no more and send no more */
 };
 
-/* at: address of a struct tcp_sock, perhaps of a socket that is gone: reads of it never fault and *r is garbage then,
- * which the cookie shows.
+/* A number read as the address of one of the kernel's structures. Loads through it never fault: where there is nothing they
+ * give 0.
  */
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym;
+#define QN_KERNEL_AT(type, at) ((struct type *)bpf_rdonly_cast((void *)(at), bpf_core_type_id_kernel(struct type)))
+
+/* at: address of a struct tcp_sock, perhaps of a socket that is gone: *r is garbage then, which the cookie shows. */
 static __always_inline void qn_read_receiver(__u64 at, struct qn_receiver *r)
 {
-	struct tcp_sock *tp = (void *)at;
-	struct sock *sk = (void *)at;
-	__u8 locks = 0, shut = 0;
-	int value = 0;
+	struct tcp_sock *tp = QN_KERNEL_AT(tcp_sock, at);
+	struct sock *sk = QN_KERNEL_AT(sock, at);
 
-	if (bpf_core_read(&r->copied_seq, sizeof(r->copied_seq), &tp->copied_seq) ||
-	    bpf_core_read(&value, sizeof(value), &sk->sk_backlog.rmem_alloc.counter))
-		return;
-	r->queued = (__u32)value;
-	if (bpf_core_read(&value, sizeof(value), &sk->sk_rcvbuf) ||
-	    bpf_core_read(&locks, sizeof(locks), &sk->sk_userlocks) ||
-	    bpf_core_read(&shut, sizeof(shut), &sk->sk_shutdown))
-		return;
-	r->buffer = (__u32)value;
-	r->is_closed = shut == QN_SHUTDOWN_MASK;
-	r->is_fixed = locks & QN_SOCK_RCVBUF_LOCK;
+	r->copied_seq = tp->copied_seq;
+	r->queued = (__u32)sk->sk_backlog.rmem_alloc.counter;
+	r->buffer = (__u32)sk->sk_rcvbuf;
+	r->is_fixed = sk->sk_userlocks & QN_SOCK_RCVBUF_LOCK;
+	r->is_closed = sk->sk_shutdown == QN_SHUTDOWN_MASK;
+	barrier();
 	/* Last: what was read above belonged to this socket. */
-	bpf_core_read(&r->cookie, sizeof(r->cookie), &sk->__sk_common.skc_cookie.counter);
-}
-
-static __always_inline int qn_is_counter_near_max(const struct page_counter *c, __u32 pages)
-{
-	unsigned long max = 0;
-	long usage = 0;
-
-	return bpf_core_read(&usage, sizeof(usage), &c->usage.counter) || bpf_core_read(&max, sizeof(max), &c->max) ||
-	       (unsigned long)usage + pages > max;
+	r->cookie = (__u64)sk->__sk_common.skc_cookie.counter;
 }
 
 /* The memory cgroup that the receiver at `at` is charged to has no room for so many bytes: handing them over could fail,
@@ -109,31 +97,28 @@ static __always_inline int qn_is_counter_near_max(const struct page_counter *c, 
  */
 static __always_inline int qn_is_cgroup_short_of_memory(__u64 at, __u32 bytes)
 {
-	struct sock *sk = (void *)at;
-	__u32 pages = (bytes >> 12) + QN_SPARE_PAGES;
-	__u64 group = 0;
+	struct sock *sk = QN_KERNEL_AT(sock, at);
+	__u64 pages = (bytes >> 12) + QN_SPARE_PAGES, group = 0;
+	struct mem_cgroup *memcg;
 
-	if (!bpf_core_field_exists(sk->sk_memcg) || bpf_core_read(&group, sizeof(group), &sk->sk_memcg))
+	if (!bpf_core_field_exists(sk->sk_memcg) || !sk->sk_memcg)
 		return 0;
-	group &= ~7ULL; /* flags */
-	if (!group)
-		return 0;
-	if (bpf_core_field_exists(((struct mem_cgroup *)0)->tcpmem) &&
-	    qn_is_counter_near_max(&((struct mem_cgroup *)group)->tcpmem, pages))
+	bpf_core_read(&group, sizeof(group), &sk->sk_memcg);
+	group &= ~7ULL; /* flags in the low bits */
+	memcg = QN_KERNEL_AT(mem_cgroup, group);
+	if (bpf_core_field_exists(memcg->tcpmem) &&
+	    (__u64)memcg->tcpmem.usage.counter + pages > (__u64)memcg->tcpmem.max)
 		return 1;
-	return qn_is_counter_near_max(&((struct mem_cgroup *)group)->memory, pages);
+	return (__u64)memcg->memory.usage.counter + pages > (__u64)memcg->memory.max;
 }
 
 /* TCP as a whole is short of memory: handing a message over could fail, which send() would report. */
-static __always_inline int qn_is_tcp_short_of_memory(const struct tcp_sock *tp)
+static __always_inline int qn_is_tcp_short_of_memory(__u64 at)
 {
-	struct sock *sk = (void *)tp;
-	unsigned long *flag = 0, value = 0;
-	struct proto *prot = 0;
+	struct sock *sk = QN_KERNEL_AT(sock, at);
+	unsigned long value = 0;
 
-	bpf_core_read(&prot, sizeof(prot), &sk->__sk_common.skc_prot);
-	bpf_core_read(&flag, sizeof(flag), &prot->memory_pressure);
-	bpf_probe_read_kernel(&value, sizeof(value), flag);
+	bpf_probe_read_kernel(&value, sizeof(value), sk->__sk_common.skc_prot->memory_pressure);
 	return value != 0;
 }
 

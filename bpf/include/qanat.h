@@ -111,9 +111,10 @@ enum qn_agent_down {
 };
 /* Kernel paths in use. All of them rest while the heartbeat is older than stale_ns: everything asks then. */
 enum qn_paths {
-	QN_PATHS_BYPASS = 1,   /* `mesh_addrs` is complete: what is not in it is outside the mesh */
-	QN_PATHS_DIRECT = 2,   /* verdicts may be used */
-	QN_PATHS_SHORTCUT = 4, /* new redirection between sockets may begin (kill switch) */
+	QN_PATHS_BYPASS = 1,       /* `mesh_addrs` is complete: what is not in it is outside the mesh */
+	QN_PATHS_DIRECT = 2,       /* verdicts may be used */
+	QN_PATHS_SHORTCUT = 4,     /* new redirection between sockets may begin (kill switch) */
+	QN_PATHS_SHORTCUT_OFF = 8, /* an operator threw it: the agent does not set SHORTCUT, also after a restart */
 };
 struct qn_settings {
 	__u64 node_netns;    /* cookie of the node's own namespace; 0 = unknown, no HOST flows */

@@ -78,6 +78,7 @@ class Paths(IntFlag):
     BYPASS = 1
     DIRECT = 2
     SHORTCUT = 4
+    SHORTCUT_OFF = 8
 
 
 class MeshKind(IntEnum):

@@ -20,7 +20,7 @@ from nodeagent.bpf import layouts, loader
 from nodeagent.bpf.bcc_object import BccObject
 from nodeagent.bpf.layouts import Address, AgentDown, Counter, PodFlag, QnPod, SockAddr
 from nodeagent.bpf.loader import BpfError, Link, Loaded, Map, Object
-from nodeagent.capture import mounts, netns, pins
+from nodeagent.capture import mounts, netns, pins, shortcut, trial
 from nodeagent.capture.errors import CaptureError
 from nodeagent.capture.listeners import ListenerKey
 from nodeagent.capture.path_maps import PathMaps
@@ -92,6 +92,7 @@ class Capture:
         self._maps: dict[str, Map] = {}
         self._linked: set[int] = set()
         self._paths: PathMaps | None = None
+        self.shortcut = trial.of_this_kernel()
         self._node_netns = netns.own_cookie() if settings.node_netns is None else settings.node_netns
 
     @classmethod
@@ -106,6 +107,7 @@ class Capture:
                 log.warning("programs of another version are pinned; purge removes them", extra={"path": str(stale)})
             for name in _CGROUP_OBJECTS:
                 self._load(name)
+            self._load_shortcut()
             for name in _MAPS:
                 self._maps[name] = Map.pinned(where.maps / name)
             shared = SettingsMap(
@@ -114,6 +116,8 @@ class Capture:
                 stale_ns=int(settings.stale_s * 1e9),
                 on_agent_down=AgentDown.OPEN if settings.on_agent_down == "open" else AgentDown.CLOSED,
             )
+            if self.shortcut.usable and shared.shortcut is None:
+                shared.switch_shortcut(on=True)
             self._paths = PathMaps(self._maps, shared, where)
             self._refresh_inbound()
         except OSError as error:
@@ -137,6 +141,25 @@ class Capture:
                     _ensure_cgroup_link(path, loaded.prog_fd(program), cgroup_fd, attach_type)
         finally:
             os.close(cgroup_fd)
+
+    def _load_shortcut(self) -> None:
+        """Where the trial failed, or the object does not load, flows that want the shortcut are direct ones."""
+        path = self._pins.links / "join"
+        if self.shortcut.usable:
+            cgroup_fd = os.open(
+                self._settings.cgroup or mounts.cgroup2_root(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            )
+            try:
+                with Object(shortcut.OBJECT, self._pins.maps) as loaded:
+                    shortcut.judge_messages(loaded)
+                    _ensure_cgroup_link(path, loaded.prog_fd("qn_join"), cgroup_fd, loader.CGROUP_SOCK_OPS)
+            except BpfError as error:
+                self.shortcut = trial.Trial(False, str(error))
+            finally:
+                os.close(cgroup_fd)
+        if not self.shortcut.usable:
+            pins.drop_link(path)
+            log.info("the same-node shortcut is not used", extra={"reason": self.shortcut.reason})
 
     def _refresh_inbound(self) -> None:
         """Give the links of pods that are captured already the programs of this version."""

@@ -11,11 +11,12 @@ from nodeagent.bpf.layouts import AgentDown, Paths, QnSettings
 from nodeagent.bpf.loader import Map
 
 _KEY = struct.pack("=I", 0)
+_SWITCH = Paths.SHORTCUT | Paths.SHORTCUT_OFF
 
 
 class SettingsMap:
     """Begins with no kernel path in use and an epoch nobody has published for: what an earlier agent left is not
-    trusted. The map stays the caller's. Thread-safe. Methods raise BpfError."""
+    trusted, but an operator's word on the shortcut. The map stays the caller's. Thread-safe. Methods raise BpfError."""
 
     def __init__(self, opened: Map, *, node_netns: int, stale_ns: int, on_agent_down: AgentDown) -> None:
         self._map = opened
@@ -25,6 +26,8 @@ class SettingsMap:
         self._value = QnSettings(
             node_netns=node_netns, stale_ns=stale_ns, on_agent_down=on_agent_down, epoch=_after(before.epoch)
         )
+        self._shortcut = Paths(before.paths) & Paths.SHORTCUT_OFF
+        self._value.paths = self._shortcut
         self.heartbeat()
 
     def _write(self) -> None:
@@ -48,12 +51,25 @@ class SettingsMap:
 
     @property
     def paths(self) -> Paths:
-        return Paths(self._value.paths)
+        """What use() was last given."""
+        return Paths(self._value.paths) & ~_SWITCH
 
     def use(self, paths: Paths) -> None:
-        """These kernel paths and no others."""
+        """These kernel paths and no others. The shortcut has a switch of its own."""
         with self._lock:
-            self._value.paths = paths
+            self._value.paths = (paths & ~_SWITCH) | self._shortcut
+            self._write()
+
+    @property
+    def shortcut(self) -> bool | None:
+        """What was said last: None = nothing yet (off), False = off by an operator, then or before a restart."""
+        return {Paths(0): None, Paths.SHORTCUT: True, Paths.SHORTCUT_OFF: False}[self._shortcut]
+
+    def switch_shortcut(self, *, on: bool) -> None:
+        """Off: no message is moved from now on; open flows go on as plain TCP."""
+        with self._lock:
+            self._shortcut = Paths.SHORTCUT if on else Paths.SHORTCUT_OFF
+            self._value.paths = (Paths(self._value.paths) & ~_SWITCH) | self._shortcut
             self._write()
 
 

@@ -33,7 +33,7 @@ MAX_WAITING: Final = 4 << 20
 LIMITS: Final = {
     "splice": "splice() from a socket finds nothing although data waits (HAProxy, proxies in Go)",
     "waitall": "recv() with MSG_WAITALL returns what is there, also less than asked for",
-    "blocking": "a recv() that blocks can fail with EAGAIN when another thread of the process sends on the same socket",
+    "blocking": "a recv() that blocks can fail with EAGAIN, when another thread sends on the socket and on a reset",
     "urgent": "a byte sent with MSG_OOB arrives in line",
     "zerocopy": "sends with MSG_ZEROCOPY are never reported complete",
     "unread": "close() with unread data ends the connection for the peer instead of resetting it",
