@@ -19,7 +19,7 @@ from mesh.journal.flow import Lost, Record
 from mesh.journal.recorder import Recorder
 from mesh.journal.writer import Writer
 from mesh.model.snapshot import MeshSnapshot
-from mesh.model.workload import NodeName, Protocol, Workload, WorkloadUid
+from mesh.model.workload import NodeName, Protocol, Service, ServiceKey, ServicePort, Workload, WorkloadUid
 from mesh.telemetry.names import Names
 from ztunnel.dataplane.values import Addr, Direction, Event, Kind, Reason
 from ztunnel.dataplane.values import Path as Way
@@ -28,6 +28,14 @@ from ztunnel.telemetry.flows import Flows
 EVENTS, ROUNDS = 10_000, 5
 DISTINCT = (1, 100, 1_000, 4_000)
 FIRST = IPv4Address("10.1.0.0")
+SERVICE = Service(
+    key=ServiceKey("shop/web.shop.svc.cluster.local"),
+    name="web",
+    namespace="shop",
+    hostname="web.shop.svc.cluster.local",
+    vips=(IPv4Address("10.96.0.1"),),
+    ports=(ServicePort("http", 80, 8080),),
+)
 SERVER = Addr(IPv4Address("10.2.0.1"), 8080)
 
 
@@ -76,7 +84,7 @@ def events(distinct: int) -> list[Event]:
 
 def measure(distinct: int, directory: Path) -> Figure:
     recorder = Recorder()
-    flows = Flows(Names(MeshSnapshot.build(1, workloads=map(workload, range(distinct)))), recorder)
+    flows = Flows(Names(MeshSnapshot.build(1, map(workload, range(distinct)), [SERVICE])), recorder)
     writer, batch = Writer(directory), events(distinct)
     times, takes, sizes = [], [], []
     gc.disable()

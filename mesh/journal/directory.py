@@ -24,8 +24,8 @@ class SegmentFile:
 
 
 class Segments(Protocol):
-    def segments(self) -> Iterator[tuple[int, bytes]]:
-        """(number, content) in the order of their numbers. One that vanished meanwhile is left out."""
+    def segments(self) -> Iterator[tuple[int, bytes | None]]:
+        """(number, content) in the order of their numbers; None: it vanished meanwhile, as the limits have it."""
 
 
 def name_of(number: int) -> str:
@@ -69,16 +69,14 @@ def content(path: Path) -> bytes | None:
 class Directory:
     path: Path
 
-    def segments(self) -> Iterator[tuple[int, bytes]]:
+    def segments(self) -> Iterator[tuple[int, bytes | None]]:
         for one in listing(self.path):
-            data = content(one.path)
-            if data is not None:
-                yield one.number, data
+            yield one.number, content(one.path)
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    parts: tuple[tuple[int, bytes], ...]
+    parts: tuple[tuple[int, bytes | None], ...]
 
-    def segments(self) -> Iterator[tuple[int, bytes]]:
-        yield from sorted(self.parts)
+    def segments(self) -> Iterator[tuple[int, bytes | None]]:
+        yield from sorted(self.parts, key=lambda part: part[0])

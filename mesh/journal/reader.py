@@ -32,23 +32,25 @@ class Reading:
         self._first: Header | None = None
         self._last: Header | None = None
         self._end = ORIGIN
+        self._dropped = 0
         self._open_end: tuple[str, Damage] | None = None
 
     def entries(self) -> Iterator[Record | Lost]:
         """In the order in which they were written. After damage inside a segment the rest of it is left out."""
         for number, data in self._journal.segments():
-            yield from self._segment(number, data)
+            if data is None and self._last is None:
+                self._dropped = number
+            else:
+                yield from self._segment(number, data or b"")
         if self._open_end is not None:
             self._settle_open_end(goes_on=True)
         if self._expect is not None and not self._met:
             self._find(f"{name_of(self._expect.segment)} was written to byte {self._expect.size}: that end is missing")
         first, last = self._first, self._last
-        if first is not None and last is not None and first.number > last.kept_from:
-            self._find(
-                f"segments {last.kept_from} to {first.number - 1} are gone, though the limits had left them"
-                if first.number - last.kept_from > 1
-                else f"segment {last.kept_from} is gone, though the limits had left it"
-            )
+        if first is not None and last is not None:
+            kept_from = max(last.kept_from, self._dropped + 1)
+            if first.number > kept_from:
+                self._find(f"the limits had left segments from {kept_from}, the first that is there is {first.number}")
 
     def _segment(self, number: int, data: bytes) -> Iterator[Record | Lost]:
         name = name_of(number)

@@ -11,14 +11,13 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mesh.journal.directory import SegmentFile, content, listing, name_of
 from mesh.journal.encoding import Encoder
 from mesh.journal.flow import Lost, Record
 from mesh.journal.segment import (
-    BLOCK_OVERHEAD,
     HEADER_SIZE,
     ORIGIN,
     Block,
@@ -30,8 +29,8 @@ from mesh.journal.segment import (
 )
 
 LOCK = "lock"
-ENTRIES_A_BLOCK = 500
-"""A record is at most some 30 kB (its strings), usually 50 bytes: a block stays below segment.MAX_BODY."""
+ENTRIES_A_BLOCK = 32
+"""A record is at most some 28 kB, when all its strings are long and new: a block stays below segment.MAX_BODY."""
 _MAX_FILES = 1024
 _PARTS = 16
 """A directory's limit is held by dropping whole segments: one is a sixteenth of it."""
@@ -68,11 +67,19 @@ class Head:
 
 @dataclass(slots=True)
 class _Tail:
+    """The segment that grows. ``size`` and ``hash`` are those after ``unwritten``."""
+
     number: int
     size: int
     hash: bytes
     made_us: int
-    encoder: Encoder
+    encoder: Encoder = field(default_factory=Encoder)
+    unwritten: bytearray = field(default_factory=bytearray)
+
+    def add(self, entries: Sequence[Record | Lost], now_us: int) -> None:
+        raw, self.hash = seal_block(self.hash, now_us, self.encoder.block(now_us, entries))
+        self.unwritten += raw
+        self.size += len(raw)
 
 
 class Writer:
@@ -92,14 +99,15 @@ class Writer:
     def append(self, entries: Sequence[Record | Lost], now_us: int) -> None:
         """All or, on an error, an unknown part of them; none is well too: what has become too old goes."""
         with self._locked():
-            files = listing(self._directory)
-            if self._tail is not None and not self._is_end(files):
+            if self._tail is not None and not self._is_end(listing(self._directory)):
                 self._tail = None
-            for start in range(0, len(entries), ENTRIES_A_BLOCK):
+            for block in batches(entries):
                 tail = self._tail
                 if tail is None or self._is_full(tail, now_us):
+                    self._flush()
                     tail = self._begin(now_us)
-                self._seal(tail, now_us, entries[start : start + ENTRIES_A_BLOCK])
+                tail.add(block, now_us)
+            self._flush()
             self._forget_old(now_us)
 
     # --- the end of the journal
@@ -133,21 +141,22 @@ class Writer:
         fresh.rename(path)
         for one in stale:  # after the header says so: else a crash here would look like a theft
             one.path.unlink(missing_ok=True)
-        self._tail = _Tail(number, len(raw), digest, now_us, Encoder())
+        self._tail = _Tail(number, len(raw), digest, now_us)
         return self._tail
 
-    def _seal(self, tail: _Tail, now_us: int, entries: Sequence[Record | Lost]) -> None:
-        body = tail.encoder.block(now_us, entries)
-        raw, digest = seal_block(tail.hash, now_us, body)
+    def _flush(self) -> None:
+        """To the disk, in one write."""
+        tail = self._tail
+        if tail is None or not tail.unwritten:
+            return
         self._tail = None  # until it is written: an error leaves the file's end unknown, and a new segment is safe
         fd = os.open(self._directory / name_of(tail.number), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
-            _write(fd, raw)
+            _write(fd, tail.unwritten)
             os.fdatasync(fd)
         finally:
             os.close(fd)
-        tail.size += len(body) + BLOCK_OVERHEAD
-        tail.hash = digest
+        tail.unwritten.clear()
         self._tail = tail
 
     # --- limits
@@ -185,14 +194,18 @@ class Writer:
             os.close(fd)
 
 
+def batches(entries: Sequence[Record | Lost]) -> Iterator[Sequence[Record | Lost]]:
+    for start in range(0, len(entries), ENTRIES_A_BLOCK):
+        yield entries[start : start + ENTRIES_A_BLOCK]
+
+
 def in_memory(entries: Sequence[Record | Lost], now_us: int) -> bytes:
     """A segment of its own, number 0, for who wants to send entries instead of keeping them."""
     raw, digest = seal_header(Header(0, now_us, 0, ORIGIN))
-    encoder, parts = Encoder(), [raw]
-    for start in range(0, len(entries), ENTRIES_A_BLOCK):
-        raw, digest = seal_block(digest, now_us, encoder.block(now_us, entries[start : start + ENTRIES_A_BLOCK]))
-        parts.append(raw)
-    return b"".join(parts)
+    made = _Tail(0, len(raw), digest, now_us)
+    for block in batches(entries):
+        made.add(block, now_us)
+    return raw + made.unwritten
 
 
 def _end_of(path: Path) -> bytes:
@@ -208,7 +221,8 @@ def _end_of(path: Path) -> bytes:
     return last
 
 
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+def _write(fd: int, data: bytes | bytearray) -> None:
+    with memoryview(data) as view:
+        written = 0
+        while written < len(view):
+            written += os.write(fd, view[written:])

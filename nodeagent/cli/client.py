@@ -50,12 +50,14 @@ class RunningMesh:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``data`` is parsed JSON, None exactly when ``error`` says why there is none."""
+    """``data`` is parsed JSON, None exactly when ``error`` says why there is none. ``status``: HTTP's, 0 when it did
+    not come so far."""
 
     node: str
     program: Program
     data: Any
     error: str = ""
+    status: int = 200
 
 
 def meshes(run_root: Path = RUN_ROOT) -> tuple[str, ...]:
@@ -93,7 +95,7 @@ async def _ask_one(node: Node, program: Program, path: str) -> Answer:
     except json.JSONDecodeError as error:
         return Answer(node.name, program, None, f"GET {path}: not JSON: {error}")
     except NoAnswer as error:
-        return Answer(node.name, program, None, str(error))
+        return Answer(node.name, program, None, str(error), error.status)
 
 
 class NoAnswer(Exception):

@@ -17,8 +17,11 @@ from mesh.journal.reader import Reading
 from mesh.journal.writer import Head
 from nodeagent.cli.client import Answer, NoAnswer, Node, Program, RunningMesh, ask, fetch
 
-PAGE = (Program.ZTUNNEL, "/journal")
+WRITERS = (Program.ZTUNNEL, Program.AGENT)
+PAGE = "/journal"
 FOLDER = "journal"
+"""In the node's directory, with one folder a writer."""
+KEEPS_NONE = 404
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +82,15 @@ class Journals:
 def find_journals(mesh: RunningMesh, newest: int = 0) -> Journals:
     """``newest``: only so many of each journal's last segments; 0 = all. Then findings mean nothing."""
     found, silent = [], []
-    (answers,) = ask(mesh, PAGE)
-    for node, answer in zip(mesh.nodes, answers, strict=True):
-        if not answer.error:
-            found.append(_online(node, answer, newest))
-            continue
-        directory = node.directory / FOLDER / answer.program.value
-        if listing(directory):
-            found.append(NodeJournal(node, answer.program, Reading(Directory(directory)), False, answer.error))
-        else:
-            silent.append(answer)
+    for answers in ask(mesh, *((program, PAGE) for program in WRITERS)):
+        for node, answer in zip(mesh.nodes, answers, strict=True):
+            directory = node.directory / FOLDER / answer.program.value
+            if not answer.error:
+                found.append(_online(node, answer, newest))
+            elif listing(directory):
+                found.append(NodeJournal(node, answer.program, Reading(Directory(directory)), False, answer.error))
+            elif answer.status != KEEPS_NONE:
+                silent.append(answer)
     return Journals(found, silent)
 
 
@@ -108,10 +110,11 @@ class _Remote(Segments):
     program: Program
     sizes: tuple[tuple[int, int], ...]
 
-    def segments(self) -> Iterator[tuple[int, bytes]]:
+    def segments(self) -> Iterator[tuple[int, bytes | None]]:
         for number, size in self.sizes:
             try:
                 yield number, fetch(self.node, self.program, f"/journal/{number}")[:size]
             except NoAnswer as error:
-                if error.status != 404:  # the limits may have dropped it meanwhile
+                if error.status != 404:
                     raise
+                yield number, None  # the limits have dropped it meanwhile

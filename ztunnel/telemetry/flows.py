@@ -30,17 +30,21 @@ class Flows:
         self._recorder.forget_names()
 
     def on_events(self, events: Iterable[Event]) -> None:
-        count = self._recorder.count
         for event in events:
             if event.kind is Kind.CLOSED or (event.kind is Kind.TUNNEL and event.reason not in _ORDINARY):
-                count(_key(event), event.start_unix_us, partial(flow_of, event, self._names))
+                self._count(self._recorder, event)
 
     def live(self, connections: Iterable[Event]) -> list[Record | Lost]:
         """Those that are open."""
         recorder = Recorder()
         for event in connections:
-            recorder.count(_key(event), event.start_unix_us, partial(flow_of, event, self._names))
+            self._count(recorder, event)
         return recorder.take(0.0)
+
+    def _count(self, recorder: Recorder, event: Event) -> None:
+        if event.service and event.direction is Direction.INBOUND and self._names.service(event.service) is None:
+            event = event._replace(service="")  # a hint of the peer's own making must not make flows without end
+        recorder.count(_key(event), event.start_unix_us, partial(flow_of, event, self._names))
 
 
 def _key(event: Event) -> Hashable:

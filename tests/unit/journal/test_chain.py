@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mesh.journal.directory import listing, name_of
+from mesh.journal.directory import Fetched, listing, name_of
+from mesh.journal.reader import Reading
 from mesh.journal.segment import HEADER_SIZE, Block, blocks, open_header
 from mesh.journal.writer import Limits
 from tests.unit.journal.builders import journal, ports, read
@@ -114,7 +115,20 @@ def test_removed_segment_is_found_in_the_middle_and_at_the_start(tmp_path: Path)
     start = read(tmp_path)[1].findings
 
     assert middle == [f"1 segment is missing before {name_of(3)}"]
-    assert start == ["segments 1 to 2 are gone, though the limits had left them"]
+    assert start == ["the limits had left segments from 1, the first that is there is 3"]
+
+
+def test_segments_that_the_limits_drop_while_it_is_read_are_no_finding(tmp_path: Path) -> None:
+    journal(tmp_path, 8, A_SEGMENT_EACH)
+    parts = [(one.number, one.path.read_bytes()) for one in listing(tmp_path)]
+
+    reading = Reading(Fetched(((1, None), (2, None), *parts[2:])))
+    late = Reading(Fetched((parts[0], (2, None), *parts[2:])))
+
+    assert max(ports(reading.entries())) == 8
+    assert reading.findings == []
+    assert list(late.entries())
+    assert late.findings
 
 
 def test_swapped_segments_are_found(tmp_path: Path) -> None:

@@ -92,6 +92,12 @@ def test_tunnels_are_recorded_only_when_they_failed() -> None:
     assert found.flow.error == "cert_untrusted"
 
 
+def test_service_that_a_peer_made_up_makes_no_flow_of_its_own() -> None:
+    (found,) = recorded(*(inbound(service=f"n{number}.evil.svc.cluster.local") for number in range(50)))
+
+    assert (found.count, found.flow.service) == (50, "")
+
+
 def test_pod_that_takes_an_address_over_is_named_anew() -> None:
     recorder = Recorder()
     flows = Flows(Names(snapshot()), recorder)
