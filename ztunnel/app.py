@@ -248,6 +248,8 @@ class Ztunnel:
                 "trustDomain": self._config.trust_domain,
                 "proxyMode": "Shared",
                 "meshName": self._config.mesh,
+                "labels": self._config.source.translate.labels.value,
+                "waypoints": self._config.source.translate.waypoints.value,
             },
         }
 

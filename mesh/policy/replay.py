@@ -17,7 +17,7 @@ from types import MappingProxyType
 from mesh.journal.flow import Direction, Flow, Party, Record, Verdict
 from mesh.model.identity import Identity, InvalidIdentity
 from mesh.model.snapshot import MeshSnapshot
-from mesh.model.workload import IPAddress, Workload
+from mesh.model.workload import IPAddress, Service, Workload
 from mesh.policy.egress import (
     Addresses,
     EgressRequest,
@@ -28,6 +28,7 @@ from mesh.policy.egress import (
     service_addresses,
 )
 from mesh.policy.evaluate import ROOT_NAMESPACE, PolicySet, Request, evaluate
+from mesh.policy.evaluate import Verdict as Ruling
 
 NO_ADDRESSES: Addresses = MappingProxyType({})
 GONE = "the destination is gone"
@@ -58,6 +59,7 @@ class Observed:
     source: Party
     destination: Party
     port: int
+    service: str = ""
     allowed: int = 0
     denied: int = 0
     first_us: int = 0
@@ -86,12 +88,12 @@ class Outcome:
 def gather(records: Iterable[Record]) -> list[Observed]:
     """Flows on which a policy decides: those that came in, and plain ones that left the mesh. The latter only where the
     policy of the source can be asked."""
-    found: dict[tuple[Direction, Party, Party, int], list[int]] = {}
+    found: dict[tuple[Direction, Party, Party, int, str], list[int]] = {}
     for record in records:
         flow = record.flow
         if flow.verdict is Verdict.UNDECIDED or not _is_decided_here(flow):
             continue
-        key = (flow.direction, flow.source, flow.destination, flow.port)
+        key = (flow.direction, flow.source, flow.destination, flow.port, flow.service)
         counts = found.setdefault(key, [0, 0, record.first_us, record.last_us])
         counts[flow.verdict is Verdict.DENIED] += record.count
         counts[2] = min(counts[2], record.first_us)
@@ -134,6 +136,10 @@ class Judge:
         return {f"{one.namespace}/{one.name}": one for one in self.snapshot.workloads.values()}
 
     @cached_property
+    def _by_hostname(self) -> Mapping[str, Service]:
+        return {one.hostname: one for one in self.snapshot.services.values()}
+
+    @cached_property
     def _by_owner(self) -> Mapping[tuple[str, str], Workload]:
         return {(one.namespace, one.workload_name): one for one in self.snapshot.workloads.values()}
 
@@ -148,18 +154,20 @@ class Judge:
             return Said(None, GONE)
         if not workload.captured:
             return Said(True, UNCAPTURED)
-        verdict = evaluate(
-            self._policies,
-            Request(
-                source=self._identity(seen.source),
-                source_ip=_ip(seen.source.ip) or ip,
-                namespace=workload.namespace,
-                labels=workload.labels,
-                ip=_address_now(workload, ip),
-                port=seen.port,
-            ),
-        )
+        service = self._by_hostname.get(seen.service)
+        if service is not None and service.waypoint is not None:
+            return Said(False, service.waypoint.missing)
+        source_ip = _ip(seen.source.ip) or ip
+        verdict = self.entry(workload, self._identity(seen.source), source_ip, _address_now(workload, ip), seen.port)
         return Said(verdict.allowed, verdict.rule)
+
+    def entry(
+        self, workload: Workload, source: Identity | None, source_ip: IPAddress, ip: IPAddress, port: int
+    ) -> Ruling:
+        """May it come in, by the policies of this captured workload?"""
+        closed = workload.waypoint.missing if workload.waypoint else ""
+        request = Request(source, source_ip, workload.namespace, workload.labels, ip, port, closed)
+        return evaluate(self._policies, request)
 
     def _leaving(self, seen: Observed, ip: IPAddress) -> Said:
         source = self._workload(seen.source)
@@ -177,9 +185,11 @@ class Judge:
 
     def exit(self, source: Workload, ip: IPAddress, port: int) -> Said:
         """May it go to this address, by the policies of its own side?"""
+        target = self.snapshot.workload_at(ip)
+        if source.captured and target is not None and target.waypoint is not None:
+            return Said(False, target.waypoint.missing)
         if not source.captured or not restricts(self.snapshot, source):
             return Said(True, FREE)
-        target = self.snapshot.workload_at(ip)
         if target is not None and target.captured:
             return Said(True, "the destination is of the mesh: its own node decides")
         policies = [

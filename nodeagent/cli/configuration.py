@@ -7,12 +7,13 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mesh.kube.objects import KubeObject, ObjectRef
-from mesh.kube.settings import Labels
+from mesh.kube.settings import Labels, Waypoints
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import IPAddress
 from mesh.policy.egress import Addresses
@@ -38,8 +39,10 @@ class Configuration:
     snapshot: MeshSnapshot
     errors: tuple[SourceError, ...]
     source: FileSource
+    labels: Labels
 
 
+E = TypeVar("E", bound=Enum)
 HOSTS_PAGE = (Program.ZTUNNEL, "/hosts")
 
 
@@ -67,24 +70,34 @@ def load(mesh: RunningMesh, dumps: Iterable[Answer]) -> Configuration:
         hint = f"qanat down --mesh {mesh.name} --purge, then qanat up"
         raise CliError(f"{mesh.root / 'mesh.json'} does not say where the configuration is: {error}", hint) from error
     settings: Mapping[str, Any] = next((a.data.get("config") or {} for a in dumps if isinstance(a.data, Mapping)), {})
+    labels = _setting(Labels, settings.get("labels"), Labels.QANAT)
     source = FileSource(
         (directory,),
         status_dirs=(mesh.root / "status",),
         cluster=str(settings.get("clusterId") or "Kubernetes"),
         trust_domain=str(settings.get("trustDomain") or "cluster.local"),
+        labels=labels,
+        waypoints=_setting(Waypoints, settings.get("waypoints"), Waypoints.CLOSED),
     )
     snapshot, errors = source.load()
-    return Configuration(snapshot, tuple(errors), source)
+    return Configuration(snapshot, tuple(errors), source, labels)
 
 
-def read_changes(files: Sequence[Path], deletions: Sequence[str], known: Sequence[ObjectRef]) -> Changes:
+def _setting(kind: type[E], value: object, default: E) -> E:
+    try:
+        return kind(value)
+    except ValueError:
+        return default
+
+
+def read_changes(files: Sequence[Path], deletions: Sequence[str], current: Configuration) -> Changes:
     """Raises BadInput with everything that is wrong, file, object and field."""
     put: dict[ObjectRef, KubeObject] = {}
     notes: list[SourceError] = []
     errors: list[str] = []
     for file in files:
         try:
-            content = read_file(file, Labels.QANAT)
+            content = read_file(file, current.labels)
         except UnreadableFile as error:
             errors.append(str(error.error))
             continue
@@ -102,7 +115,7 @@ def read_changes(files: Sequence[Path], deletions: Sequence[str], known: Sequenc
     removed = []
     for text in deletions:
         try:
-            removed.append(_named(text, known))
+            removed.append(_named(text, current.source.objects))
         except ValueError as error:
             errors.append(f"--delete {error}")
     if errors:

@@ -12,14 +12,15 @@ from typing import Any
 from mesh.model.identity import Identity
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import IPAddress, Workload
-from mesh.policy.egress import Addresses, restricts
-from mesh.policy.evaluate import PolicySet, Request, Verdict, evaluate
-from mesh.policy.replay import NO_ADDRESSES, Judge
+from mesh.policy.egress import Addresses
+from mesh.policy.evaluate import Verdict
+from mesh.policy.replay import FREE, NO_ADDRESSES, Judge
 from nodeagent.cli.client import Answer
 from nodeagent.cli.render import age
 from nodeagent.cli.targets import Key, Place, Source, Target, name_of
 
 LABEL = "qanat.io/mesh: enabled"
+WAYPOINT_FIX = "there are no waypoints yet: take the label away, or run the node programs with --waypoints open"
 MAX_PLACES = 16
 """Endpoints that are looked at one by one."""
 
@@ -221,7 +222,11 @@ def _seconds_left(entry: Mapping[str, Any], now: float) -> float | None:
 
 def _policies(chosen: Sequence[Place], facts: Facts) -> Iterator[Step]:
     """An endpoint that the source may not leave the mesh for is passed over while there are others."""
-    found = [(place, list(_policy(place, facts))) for place in chosen]
+    service, source = facts.target.service, facts.source.workload
+    if service is not None and service.waypoint is not None and source is not None and source.captured:
+        rule = service.waypoint.missing
+        yield Step("policy", State.DENIED, f"nobody gets to {facts.target.label}: {rule}", WAYPOINT_FIX, rule)
+    found = [(place, _policy(place, facts)) for place in chosen]
     is_open = any(step.state is not State.DENIED for _, steps in found for step in steps[:1])
     for place, steps in found:
         if is_open and not _is_meshed(place):
@@ -238,10 +243,8 @@ def _policy(place: Place, facts: Facts) -> list[Step]:
     workload = place.workload
     if workload is None or not workload.captured:
         return _exit(place, facts)
-    request = Request(
-        proven(facts, place), facts.source_ip(place), workload.namespace, workload.labels, place.ip, place.port
-    )
-    verdict = evaluate(PolicySet.of(facts.snapshot), request)
+    judge = Judge(facts.snapshot, facts.addresses)
+    verdict = judge.entry(workload, proven(facts, place), facts.source_ip(place), place.ip, place.port)
     steps = [_judged(f"policy of {place.label}", verdict, place, facts)]
     steps += [Step("policy", State.NOTE, f"matches too, without effect: {note}") for note in verdict.noted]
     return _with_node(steps, place, verdict, facts)
@@ -249,9 +252,11 @@ def _policy(place: Place, facts: Facts) -> list[Step]:
 
 def _exit(place: Place, facts: Facts) -> list[Step]:
     source = facts.source.workload
-    if source is None or not source.captured or not restricts(facts.snapshot, source):
+    said = Judge(facts.snapshot, facts.addresses).exit(source, place.ip, place.port) if source else None
+    if said is None or said.rule == FREE:
         return [Step("policy", State.NOTE, f"{place.label} is not in the mesh: no policy decides there")]
-    said = Judge(facts.snapshot, facts.addresses).exit(source, place.ip, place.port)
+    if place.workload is not None and place.workload.waypoint is not None:
+        return [Step("policy", State.DENIED, f"nobody gets to {place.label}: {said.rule}", WAYPOINT_FIX, said.rule)]
     if said.allowed is None:
         return [Step("policy", State.UNKNOWN, f"whether {facts.source.label} may leave for {place.label}: {said.rule}")]
     verdict = Verdict(said.allowed, said.rule)
@@ -276,6 +281,8 @@ def _policy_fix(rule: str, place: Place, facts: Facts) -> str:
     source = facts.source.workload
     if "(rejected at" in rule:
         return f"the object cannot be used: mend that field (qanat status --mesh {facts.mesh} has file and line)"
+    if rule.startswith("waypoint "):
+        return WAYPOINT_FIX
     if rule.endswith("STRICT"):
         where = f"label namespace {source.namespace} with {LABEL}, so that it has an identity" if source else ""
         return where or "only pods of the mesh have an identity; or set PERMISSIVE for this port"

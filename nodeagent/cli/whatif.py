@@ -99,7 +99,7 @@ def whatif(
     running = find(mesh, node, run_dir)
     dumps, hosts = ask(running, CONFIG_DUMP, HOSTS_PAGE)
     current = load(running, dumps)
-    changes = read_changes(files, deletions, current.source.objects)
+    changes = read_changes(files, deletions, current)
     for note in (*current.errors, *changes.notes):
         click.echo(f"note: {note}", err=True)
     journals = find_journals(running)

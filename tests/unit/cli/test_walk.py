@@ -225,6 +225,19 @@ def test_endpoint_outside_that_egress_closes_is_passed_over_for_one_inside() -> 
     assert outcome(world.steps())[0] is Outcome.ALLOWED
 
 
+def test_waypoint_that_is_missing_denies_and_says_what_to_do() -> None:
+    guarded = pod("web", "10.1.0.2", labels={"app": "web", "istio.io/use-waypoint": "wp"}, nodeName="n2")
+    front = service("web", "10.96.0.1", selector={"app": "web"})
+    front["metadata"]["labels"] = {"istio.io/use-waypoint": "wp"}
+    rest = [one for one in shop() if one["metadata"]["name"] != "web"]
+
+    for objects in ([*rest, guarded, shop()[-1]], [*rest, shop()[2], front]):
+        found, step = World(objects=objects).stops()
+        assert found is Outcome.DENIED
+        assert step.rule.startswith("waypoint shop/wp, asked for by")
+        assert "--waypoints open" in step.fix
+
+
 def test_audit_rules_that_match_are_notes() -> None:
     world = World()
     world.objects.append(authorization_policy("shop/watch", {}, action="AUDIT"))

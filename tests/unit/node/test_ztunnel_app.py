@@ -10,6 +10,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlencode
 
 import aiohttp
 import pytest
@@ -215,6 +216,21 @@ async def test_ended_connections_are_in_the_journal_and_open_ones_beside_it(runn
     assert segment.findings == []
     assert (await running.get("/journal/2"))[0] == 404
     assert json.loads((await running.get("/status"))[1])["journal"]["lost"] == 0
+
+
+async def test_verdict_is_the_engines_for_a_pod_of_this_node_and_no_other(running: Running) -> None:
+    async def ask(**more: str) -> tuple[int, str]:
+        return await running.get("/verdict?" + urlencode({"source_ip": "10.0.0.9", "port": "80", **more}))
+
+    local = json.loads((await ask(ip="10.0.0.1", source=str(CLIENT)))[1])
+    leaving = json.loads((await ask(ip="192.0.2.1", source_ip="10.0.0.1", leaving="1"))[1])
+    remote = json.loads((await ask(ip="10.0.1.2"))[1])
+
+    assert (local["known"], local["allowed"], local["rule"]) == (True, True, "1 guard, port 80")
+    assert leaving["known"] is True
+    assert remote == {"known": False}
+    for bad in ({"ip": "nowhere"}, {"ip": "10.0.0.1", "port": "x"}, {"ip": "10.0.0.1", "source": "me"}, {}):
+        assert (await ask(**bad))[0] == 400
 
 
 async def test_certificate_the_engine_asks_for_is_ordered(running: Running) -> None:

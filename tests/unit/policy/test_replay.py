@@ -126,6 +126,23 @@ def test_plain_connection_out_of_the_mesh_is_judged_by_egress(tmp_path: Path) ->
     assert opened.change is Change.NONE
 
 
+def test_waypoint_that_is_missing_closes_workload_and_service(tmp_path: Path) -> None:
+    front = service("web", "10.96.0.1", selector={"app": "web"})
+    asked = {**front, "metadata": {**front["metadata"], "labels": {"istio.io/use-waypoint": "wp"}}}
+    labels = {"app": "web", "istio.io/use-waypoint": "wp"}
+    by_pod = pod("web-1", "10.1.0.2", labels=labels, meta={"ownerReferences": owned_by("web")})
+    through_service = record(service="web.shop.svc.cluster.local")
+
+    for flow, put, words in (
+        (record(), by_pod, "waypoint shop/wp, asked for by Pod shop/web-1"),
+        (through_service, asked, "waypoint shop/wp, asked for by Service shop/web"),
+    ):
+        found = replayed(tmp_path, shop(front), flow, put)
+        assert found.change is Change.DENIED
+        assert words in found.after.rule
+    assert replayed(tmp_path, shop(front), record(), asked).change is Change.NONE
+
+
 def test_host_that_nobody_has_resolved_is_not_judged(tmp_path: Path) -> None:
     away = record(destination=STRANGER, direction=Direction.OUTBOUND, path=Way.PLAIN, port=443)
 
