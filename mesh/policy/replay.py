@@ -14,7 +14,7 @@ from functools import cached_property
 from ipaddress import ip_address
 from types import MappingProxyType
 
-from mesh.journal.flow import Direction, Flow, Party, Record, Verdict
+from mesh.journal.flow import Direction, Flow, Party, Path, Record, Verdict
 from mesh.model.identity import Identity, InvalidIdentity
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import IPAddress, Service, Workload
@@ -53,7 +53,8 @@ class Change(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Connections between two parties to one port, whatever was said of them then. Times: Unix microseconds."""
+    """Connections between two parties to one port, whatever was said of them then. ``direction``: inbound where the
+    destination's policies decide, outbound where the source's do. Times: Unix microseconds."""
 
     direction: Direction
     source: Party
@@ -86,14 +87,14 @@ class Outcome:
 
 
 def gather(records: Iterable[Record]) -> list[Observed]:
-    """Flows on which a policy decides: those that came in, and plain ones that left the mesh. The latter only where the
-    policy of the source can be asked."""
+    """Flows on which a policy decides. Of a tunnel both nodes write: the destination's line is the one that counts."""
     found: dict[tuple[Direction, Party, Party, int, str], list[int]] = {}
     for record in records:
         flow = record.flow
-        if flow.verdict is Verdict.UNDECIDED or not _is_decided_here(flow):
+        direction = _decided(flow)
+        if direction is None:
             continue
-        key = (flow.direction, flow.source, flow.destination, flow.port, flow.service)
+        key = (direction, flow.source, flow.destination, flow.port, flow.service)
         counts = found.setdefault(key, [0, 0, record.first_us, record.last_us])
         counts[flow.verdict is Verdict.DENIED] += record.count
         counts[2] = min(counts[2], record.first_us)
@@ -101,11 +102,15 @@ def gather(records: Iterable[Record]) -> list[Observed]:
     return [Observed(*key, *counts) for key, counts in found.items()]
 
 
-def _is_decided_here(flow: Flow) -> bool:
-    """The two nodes of a tunnel both write: the destination's line is the one that counts."""
-    return flow.direction is Direction.INBOUND or (
-        bool(flow.source.identity) and not flow.destination.identity and bool(flow.destination.ip)
-    )
+def _decided(flow: Flow) -> Direction | None:
+    """By whose policies; None: by nobody's, or the line of another node says it."""
+    if flow.verdict is Verdict.UNDECIDED or not flow.destination.ip:
+        return None
+    if flow.direction is Direction.INBOUND:
+        return Direction.INBOUND
+    if flow.destination.identity:  # both pods on one node, where no tunnel is: the source's line is the only one
+        return Direction.INBOUND if flow.path in (Path.DIRECT, Path.REFUSED) else None
+    return Direction.OUTBOUND if flow.source.identity else None
 
 
 def compare(before: Judge, after: Judge, seen: Iterable[Observed]) -> list[Outcome]:
@@ -157,7 +162,7 @@ class Judge:
         service = self._by_hostname.get(seen.service)
         if service is not None and service.waypoint is not None:
             return Said(False, service.waypoint.missing)
-        source_ip = _ip(seen.source.ip) or ip
+        source_ip = self._source_ip(seen.source, ip)
         verdict = self.entry(workload, self._identity(seen.source), source_ip, _address_now(workload, ip), seen.port)
         return Said(verdict.allowed, verdict.rule)
 
@@ -211,6 +216,12 @@ class Judge:
         if found is None and party.owner:
             found = self._by_owner.get((party.workload.partition("/")[0], party.owner))
         return found
+
+    def _source_ip(self, party: Party, ip: IPAddress) -> IPAddress:
+        """As it was seen, else the pod's own of the family that was dialled."""
+        workload = self._workload(party)
+        own = workload.addresses if workload else ()
+        return _ip(party.ip) or next((one for one in own if one.version == ip.version), ip)
 
     def _identity(self, party: Party) -> Identity | None:
         """Of a source that the mesh knows, what it would prove now; of another what it proved then."""

@@ -172,6 +172,18 @@ def test_service_outside_the_mesh_is_judged_by_its_endpoints(tmp_path: Path) -> 
     assert (opened.change, closed.change) == (Change.NONE, Change.DENIED)
 
 
+def test_connection_that_the_kernel_passed_or_refused_is_judged_by_the_destinations_policies(tmp_path: Path) -> None:
+    block = {"from": [{"source": {"ipBlocks": ["10.1.0.1/32"]}}]}
+    shut = authorization_policy("shop/shut", block, action="DENY", app="web")
+    direct = record(direction=Direction.OUTBOUND, path=Way.DIRECT)
+    unseen = Party("", CLIENT.identity, CLIENT.workload, CLIENT.owner)
+    refused = record(unseen, direction=Direction.OUTBOUND, path=Way.REFUSED, verdict=Verdict.DENIED)
+
+    assert replayed(tmp_path, shop(), direct, shut).change is Change.DENIED
+    lifted = replayed(tmp_path, shop(shut), refused, delete=ObjectRef("AuthorizationPolicy", "shop", "shut"))
+    assert (lifted.change, lifted.before.rule) == (Change.ALLOWED, "shop/shut rules[0]")
+
+
 def test_source_side_of_a_tunnel_and_what_never_met_policy_are_left_out() -> None:
     outbound = record(direction=Direction.OUTBOUND)
     failed = record(verdict=Verdict.UNDECIDED)
