@@ -221,8 +221,9 @@ class Rig:
         self.give(self.server, SERVER)
 
     def give(self, node: Node, identity: str, ca: Authority | None = None) -> None:
+        """``ca``: another mesh's, which the node believes as well as ours."""
         chain, key = (ca or self.ca).issue(identity)
-        node.core.put_identity(identity, chain, key, self.ca.pem)
+        node.core.put_identity(identity, chain, key, self.ca.pem + (ca.pem if ca else b""))
 
     def ip(self, last: int) -> str:
         return f"{self.block}.{last}"
