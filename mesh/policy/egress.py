@@ -80,11 +80,10 @@ def _is_target(target: EgressTarget, request: EgressRequest, addresses: Addresse
 
 def service_addresses(snapshot: MeshSnapshot, hosts: Iterable[str]) -> Addresses:
     """Of those that are names of services: their endpoints, because an endpoint's address is what is judged."""
-    services = {service.hostname: service.key for service in snapshot.services.values()}
+    wanted = frozenset(hosts)
+    services = {one.hostname: one.key for one in snapshot.services.values() if one.hostname in wanted} if wanted else {}
     return {
-        host: frozenset(endpoint.address for endpoint in snapshot.endpoints_of(services[host]))
-        for host in hosts
-        if host in services
+        host: frozenset(endpoint.address for endpoint in snapshot.endpoints_of(key)) for host, key in services.items()
     }
 
 

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from mesh.model.identity import Identity
 from mesh.model.policy import EgressPolicy, EgressRule, EgressTarget
+from mesh.model.snapshot import MeshSnapshot
+from mesh.model.workload import NodeName
 from mesh.policy.egress import Addresses, EgressRequest, evaluate_egress
 from tests.support.policies import ACCOUNTS, BLOCKS, IDENTITIES, IPS, LABELS, NAMESPACES, PORTS, tuples
 from tests.unit.policy.test_egress import workload
-from ztunnel.dataplane.egress import compile_egress_set
+from ztunnel.dataplane.egress import compile_egress, compile_egress_set
 from ztunnel.dataplane.policyset import CompiledPolicies
 
 HOSTS = ("a.example", "b.example", "gone.example")
@@ -95,6 +97,16 @@ def test_pod_the_mesh_does_not_show_yet_is_closed() -> None:
         verdict = compiled.evaluate(HERE.source, POD, IPS[0], 80)
 
     assert (verdict.allowed, verdict.rule) == (False, "no policy is known for this address")
+
+
+def test_pod_that_has_just_left_the_mesh_keeps_its_guard() -> None:
+    """Its connections may still be the engine's, and nobody has forbidden them."""
+    gone = replace(workload("bank", "w"), addresses=(POD,), captured=False, node=NodeName("n1"))
+    snapshot = MeshSnapshot.build(1, [gone], policies=[OPEN])
+    with CompiledPolicies(compile_egress(snapshot, "n1", {}, 1)) as compiled:
+        verdict = compiled.evaluate(gone.identity, POD, IPS[0], 80)
+
+    assert (verdict.allowed, verdict.rule) == (True, "no EgressPolicy concerns this workload")
 
 
 def test_host_of_an_address_of_each_family_opens_both() -> None:

@@ -162,3 +162,19 @@ async def test_policy_that_cannot_be_read_closes_what_it_selects(mesh: Playgroun
 
         await settled(mesh, "town/client", visitor.ip4, "refused")
         assert await outcome(mesh, "town/neighbour", visitor.ip4) == "open"
+
+
+async def test_pod_that_leaves_the_mesh_keeps_what_it_has_open(mesh: Playground) -> None:
+    """With a policy somewhere, pods that the mesh's objects do not show are closed: this one they show."""
+    visitor = mesh.pod("wild/visitor")
+    await apply(mesh, egress_policy("elsewhere/out"))
+    async with serving(visitor.listen(PORT), echo):
+        await settled(mesh, "town/neighbour", visitor.ip4, "open")
+        with await mesh.pod("town/neighbour").dial(visitor.ip4, PORT) as conn:
+            assert await conn.echo(b"open") == b"open"
+
+            await asyncio.to_thread(mesh.apply, pod("town/neighbour", "n1", labels={"qanat.io/mesh": "disabled"}))
+
+            assert await conn.echo(b"still here") == b"still here"
+            assert await outcome(mesh, "town/neighbour", visitor.ip4) == "open"
+    await asyncio.to_thread(mesh.apply, pod("town/neighbour", "n1"))

@@ -8,7 +8,7 @@ from ipaddress import ip_network
 
 from mesh.model.policy import EgressPolicy, EgressRule, EgressTarget
 from mesh.model.snapshot import MeshSnapshot
-from mesh.model.workload import Workload
+from mesh.model.workload import NetworkMode, Workload
 from mesh.policy.egress import Addresses
 from mesh.policy.evaluate import ROOT_NAMESPACE
 from ztunnel.dataplane.policy_rows import (
@@ -28,7 +28,7 @@ from ztunnel.dataplane.scopes import ScopeKey, Selectors, scope_of
 
 
 def restricted(snapshot: MeshSnapshot, node: str, root_namespace: str = ROOT_NAMESPACE) -> tuple[EgressPolicy, ...]:
-    """The policies that concern a captured workload of this node."""
+    """The policies that concern a workload of this node."""
     selectors = Selectors(snapshot.egress_policies, root_namespace)
     scopes = {scope for workload in _sources(snapshot, node) for scope in selectors.concerning(workload)}
     return tuple(policy for policy in snapshot.egress_policies if scope_of(policy) in scopes)
@@ -37,7 +37,7 @@ def restricted(snapshot: MeshSnapshot, node: str, root_namespace: str = ROOT_NAM
 def compile_egress(
     snapshot: MeshSnapshot, node: str, addresses: Addresses, epoch: int, root_namespace: str = ROOT_NAMESPACE
 ) -> PolicyTables:
-    """Guards for the captured workloads of ``node``. Where there is any egress policy, sources that are nobody's are
+    """Guards for the workloads of ``node``. Where there is any egress policy, sources that are nobody's are
     closed: a policy must not find a pod open that the mesh's objects do not show yet."""
     return compile_egress_set(
         snapshot.egress_policies, _sources(snapshot, node), addresses, epoch, root_namespace=root_namespace
@@ -45,7 +45,9 @@ def compile_egress(
 
 
 def _sources(snapshot: MeshSnapshot, node: str) -> list[Workload]:
-    return [workload for workload in snapshot.on_node(node) if workload.captured]
+    """Also those that are not captured: a pod whose label was taken away a moment ago may still be served, and what it
+    has open must not be cut for want of a guard."""
+    return [workload for workload in snapshot.on_node(node) if workload.network_mode is NetworkMode.STANDARD]
 
 
 def compile_egress_set(
