@@ -45,7 +45,7 @@ async def run(config: Config, shutdown: Shutdown) -> None:
         ours = Identity(config.trust_domain, config.namespace, "controlplane")
         identity = ServerIdentity(authority, config.tls_names, ours)
     server = CertificateServer(service, config.socket, listeners, identity)
-    keeper = RotationKeeper(authority, announcer, permissions, identity)
+    keeper = RotationKeeper(authority, announcer, permissions, config.revoked, identity)
     admin = AdminSocket(keeper, config.admin_socket)
 
     async def follow() -> None:
@@ -67,7 +67,12 @@ async def run(config: Config, shutdown: Shutdown) -> None:
         announce(config.ready_file)
         log.info(
             "ready",
-            extra={"mesh": config.mesh, "socket": str(config.socket), "workloads": len(snapshot.workloads)},
+            extra={
+                "mesh": config.mesh,
+                "socket": str(config.socket),
+                "tls_ports": server.ports,
+                "workloads": len(snapshot.workloads),
+            },
         )
         try:
             await shutdown.orderly.wait()

@@ -43,6 +43,10 @@ class Config:
         return self.run_dir / "controlplane.sock"
 
     @property
+    def revoked(self) -> Path:
+        return self.run_dir / "crl.pem"
+
+    @property
     def authority_dir(self) -> Path:
         return self.run_dir / "ca"
 

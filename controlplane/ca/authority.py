@@ -106,6 +106,13 @@ class Authority:
     def root_pem(self) -> str:
         return self._root.certificate_pem
 
+    @property
+    def directory(self) -> Path:
+        return self._directory
+
+    def now(self) -> dt.datetime:
+        return self._now()
+
     def unix_ms(self) -> int:
         """Our clock."""
         return int(self._now().timestamp() * 1000)

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import Any
 
-from controlplane.ca import x509
+from controlplane.ca import revocation, x509
 from controlplane.ca.access import Permissions, nodes_with_identities
 from controlplane.ca.announcer import Announcer
 from controlplane.ca.authority import Authority
@@ -22,12 +23,20 @@ class RotationKeeper:
     """One event loop."""
 
     def __init__(
-        self, authority: Authority, announcer: Announcer, permissions: Permissions, server: ServerIdentity | None = None
+        self,
+        authority: Authority,
+        announcer: Announcer,
+        permissions: Permissions,
+        revoked: Path,
+        server: ServerIdentity | None = None,
     ) -> None:
+        """`revoked`: the revocation list, which must be signed by whoever signs now; there may be none."""
         self._authority = authority
         self._announcer = announcer
         self._permissions = permissions
         self._server = server
+        self._revoked = revoked
+        self._list_signer = ""
 
     async def run(self) -> None:
         while True:
@@ -39,8 +48,19 @@ class RotationKeeper:
         self._announcer.announce(self._authority.publish())
         if self._authority.advance(everybody_trusts_both=not self._lacking()):
             self._announcer.announce(self._authority.publish())
+        self._follow_issuer()
+
+    def _follow_issuer(self) -> None:
         if self._server is not None:
             self._server.refresh()
+        if self._list_signer == self._authority.issuer_serial:
+            return
+        try:
+            if revocation.renew(self._authority.directory, self._revoked, now=self._authority.now()):
+                log.info("revocation list signed anew", extra={"file": str(self._revoked)})
+        except revocation.BadList as error:
+            log.error("revocation list not signed by the present issuer", extra={"cause": error})
+        self._list_signer = self._authority.issuer_serial
 
     def rotate_root(self, serial: str) -> bool:
         """`serial` of the root to replace; empty = whatever it is. False: its replacement is on its way already, or it
@@ -56,8 +76,7 @@ class RotationKeeper:
         if serial and serial != self._authority.issuer_serial:
             return False
         self._authority.rotate_issuer()
-        if self._server is not None:
-            self._server.refresh()
+        self._follow_issuer()
         return True
 
     def status(self) -> dict[str, Any]:

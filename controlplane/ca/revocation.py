@@ -76,6 +76,18 @@ def change(
     return tuple(rows.values())
 
 
+def renew(authority: Path, file: Path, *, now: dt.datetime) -> bool:
+    """The same list signed by the issuer as it is now; to be called when that has been replaced, because a list is
+    believed only as long as its signer leads to a trusted root. False: there is none, or it is so already.
+
+    Raises BadAuthority, BadList, OSError."""
+    found = _load(file)
+    if found is None or found.is_signature_valid(_signer(authority).key.public_key()):
+        return False
+    change(authority, file, now=now)
+    return True
+
+
 def _sign(signer: Signer, rows: Collection[Revoked], number: int, begins: dt.datetime) -> bytes:
     builder = (
         x509.CertificateRevocationListBuilder()

@@ -162,7 +162,12 @@ class CertificateServer:
         self.ports: tuple[int, ...] = ()
         """Of the listeners, in their order, once started."""
         self._server = grpc.aio.server(
-            options=[("grpc.max_receive_message_length", 64 * 1024), ("grpc.so_reuseport", 0)],
+            options=[
+                ("grpc.max_receive_message_length", 64 * 1024),
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_concurrent_streams", 64),  # of one connection; a ztunnel has at most nine
+                ("grpc.server_handshake_timeout_ms", 10_000),
+            ],
             maximum_concurrent_rpcs=CALLS_AT_ONCE,
         )
         self._add(CERTIFICATES, "CreateCertificate", service.create_certificate, IstioCertificateRequest)

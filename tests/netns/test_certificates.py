@@ -17,7 +17,7 @@ import h2.connection
 import h2.events
 import pytest
 
-from controlplane.ca import x509
+from controlplane.ca import revocation, x509
 from controlplane.ca.authority import Authority
 from mesh.model.identity import Identity
 from tests.soak.certs import ENVIRONMENT, OBJECTS, Soak
@@ -124,6 +124,26 @@ async def test_authority_that_dies_in_the_middle_of_a_rotation_finishes_it(start
 
     await talk_both_ways(mesh, 7007)
     assert all(len(one["rootSerials"]) == 1 for node in ("n1", "n2") for one in certificates(mesh, node))
+
+
+async def test_revocation_list_counts_after_a_new_root_and_restarts(start: Start) -> None:
+    mesh = start(*TOWN, env={"QANAT_LEAF_TTL": "4s"})
+    revocation.change(mesh.paths.root / "ca", mesh.paths.crl, add=["abc123"], now=dt.datetime.now(dt.UTC))
+    soak = Soak(mesh, clocks=None)  # type: ignore[arg-type]
+    assert await soak.authority.rotate("root")
+    await soak.authority.phase("idle")
+
+    for node in ("n1", "n2"):
+        pid = mesh.pid(f"ztunnel/{node}")
+        assert pid is not None
+        (mesh.paths.node(node) / "crl.last-good").unlink()
+        mesh.kill(f"ztunnel/{node}")
+        mesh.wait_restarted(f"ztunnel/{node}", pid)
+
+    mesh.wait_settled()
+    await talk_both_ways(mesh, 7007)
+    for node in ("n1", "n2"):
+        assert "revocation lists in force" in mesh.log(f"ztunnel/{node}").rpartition("ztunnel started")[2]
 
 
 async def test_certificates_from_files_carry_traffic_and_are_taken_when_replaced(start: Start, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ class Ca:
         self.server = CertificateServer(service, self.run_dir / "ca.sock", where, identity)
         await self.server.start()
         self.ports = self.server.ports
-        self.keeper = RotationKeeper(authority, self.announcer, self.permissions, identity)
+        self.keeper = RotationKeeper(authority, self.announcer, self.permissions, self.run_dir / "crl.pem", identity)
         self._ticking = asyncio.ensure_future(self.keeper.run())
 
     async def stop(self) -> None:
