@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
 import logging
 import random
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from mesh.lifecycle import backoff
 from mesh.model.identity import Identity
 from ztunnel.identity import x509
 from ztunnel.identity.client import Announcement, CaError, CaRefused, CertificateSource, Change, Renewable
-from ztunnel.identity.clock import Clock, WallClock
+from ztunnel.identity.clock import Clock, Times, WallClock
 from ztunnel.identity.slots import Slots, Urgency
 from ztunnel.identity.x509 import CertificateRefused, IssuedCertificate
 
@@ -33,6 +32,9 @@ FOLLOW_LAST_S = 15.0
 """Longest pause before an authority that was away is asked again whether its roots have changed."""
 
 WARN_SKEW_S = 30.0
+LOOK_EVERY_S = 30.0
+"""Longest single sleep: a machine that was suspended, or whose clock was set, notices within this."""
+
 
 RENEWAL_FIRST_S = 0.5
 """No certificate is replaced sooner, however little of its life seems left: clocks may be wrong."""
@@ -76,9 +78,9 @@ class _Entry:
     urgency: Urgency
     certificate: IssuedCertificate | None = None
     obtained_at: float = 0.0
-    tried_at: float = 0.0
-    next_at: float | None = None
-    """None while a fetch is wanted or under way."""
+    tried: float = 0.0
+    due: float | None = None
+    """When to act next; None while a fetch is wanted or under way. This and `tried` by the steady clock."""
     error: str = ""
     failures: int = 0
     task: asyncio.Task[None] | None = None
@@ -104,15 +106,13 @@ class CertificateManager:
         renewal and retry times, so that nodes do not ask in step."""
         self._source = source
         self._on_ready = on_ready
-        self._clock = clock or WallClock()
+        self._times = Times(clock or WallClock())
         self._ttl_s = ttl_s
         self._jitter = jitter
         self._slots = Slots(fetches_at_once)
         self._entries: dict[Identity, _Entry] = {}
         self._roots: bytes | None = None
         """What the source has announced and would correct; None while it cannot tell us."""
-        self._authority_offset_s: float | None = None
-        """Its clock minus our steady one; None until it tells."""
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
@@ -135,11 +135,8 @@ class CertificateManager:
             self._start(entry)
             return
         entry.urgency = min(entry.urgency, urgency)
-        if urgency is Urgency.CONNECTION and entry.next_at is not None and not self._usable(entry):
-            soon = entry.tried_at + URGENT_RETRY_S
-            if soon < entry.next_at:
-                entry.next_at = soon
-                entry.sooner.set()
+        if urgency is Urgency.CONNECTION and not self._usable(entry):
+            self._advance(entry, entry.tried + URGENT_RETRY_S)
 
     def restore(self, issued: IssuedCertificate, obtained_at: float) -> None:
         """A certificate from before a restart: put to use at once, and soon replaced, because the authority may have
@@ -147,11 +144,10 @@ class CertificateManager:
         if issued.identity in self._entries:
             return
         if self._roots is not None:
-            issued = x509.with_roots(issued, self._roots, self._utc())
+            issued = x509.with_roots(issued, self._roots, self._times.utc())
         self._on_ready(issued.identity, issued)
-        now = self._clock.now()
         entry = _Entry(issued.identity, Urgency.RENEWAL, issued, obtained_at=obtained_at)
-        entry.next_at = now + min((issued.not_after.timestamp() - now) / 2, RESTORED_FOR_S) * self._jitter()
+        entry.due = self._times.steady() + min(self._times.left(issued.not_after) / 2, RESTORED_FOR_S) * self._jitter()
         self._entries[issued.identity] = entry
         self._start(entry)
         log.info("certificate restored", extra={"identity": str(issued.identity), "serial": issued.serial})
@@ -184,7 +180,7 @@ class CertificateManager:
     def dump(self) -> tuple[CertificateStatus, ...]:
         """Every identity, sorted."""
         found = (
-            CertificateStatus(e.identity, self._state(e), e.certificate, e.error, e.failures, e.next_at)
+            CertificateStatus(e.identity, self._state(e), e.certificate, e.error, e.failures, self._wall(e.due))
             for e in self._entries.values()
         )
         return tuple(sorted(found, key=lambda status: status.identity))
@@ -203,7 +199,7 @@ class CertificateManager:
         failure: CaError
         try:
             async with self._slots.hold(entry.urgency):
-                entry.tried_at = self._clock.now()
+                entry.tried = self._times.steady()
                 issued = await self._fetch(entry.identity)
             if not _same(issued, entry.certificate):
                 self._on_ready(entry.identity, issued)
@@ -220,7 +216,7 @@ class CertificateManager:
         self._failed(entry, failure)
 
     async def _fetch(self, identity: Identity) -> IssuedCertificate:
-        now = self._utc()
+        now = self._times.utc()
         issued = await self._source.obtain(identity, self._ttl_s, now)
         if self._roots is not None:
             # The answer may have been on its way while the roots changed. Where they do not fit it is the newer one.
@@ -254,7 +250,10 @@ class CertificateManager:
         match change:
             case Announcement(roots_pem, authority_s):
                 x509.check_roots(roots_pem)
-                self._compare_clocks(authority_s)
+                if self._times.note_authority(authority_s):
+                    if abs(self.authority_ahead_s) >= WARN_SKEW_S:
+                        log.warning("clocks differ", extra={"authority_ahead_s": round(self.authority_ahead_s)})
+                    self._reconsider()
                 refused = [cause for entry in self._entries.values() if (cause := self._reroot(entry, roots_pem))]
                 if refused:
                     raise CertificateRefused("; ".join(refused))
@@ -273,7 +272,7 @@ class CertificateManager:
         if entry.certificate is None:
             return ""
         try:
-            issued = x509.with_roots(entry.certificate, roots_pem, self._utc())
+            issued = x509.with_roots(entry.certificate, roots_pem, self._times.utc())
             if not _same(issued, entry.certificate):
                 self._on_ready(entry.identity, issued)
                 entry.certificate = issued
@@ -284,73 +283,62 @@ class CertificateManager:
             return f"{entry.identity}: {error}"
         return ""
 
-    def _compare_clocks(self, authority_s: float) -> None:
-        """Renewals of certificates in hand are brought forward when we turn out to be behind."""
-        offset_s = authority_s - self._clock.steady()
-        if self._authority_offset_s is not None and abs(offset_s - self._authority_offset_s) < 1:
-            return
-        self._authority_offset_s = offset_s
-        if abs(self.authority_ahead_s) >= WARN_SKEW_S:
-            log.warning("clocks differ", extra={"authority_ahead_s": round(self.authority_ahead_s)})
+    def _reconsider(self) -> None:
+        """Clocks are not what they were: renewals of certificates in hand are brought forward, never put off."""
         for entry in self._entries.values():
-            if entry.certificate is not None and entry.next_at is not None and not entry.failures:
-                due = self._clock.now() + self._left(entry.certificate) / 2 * self._jitter()
-                if due < entry.next_at:
-                    entry.next_at = due
-                    entry.sooner.set()
+            if entry.certificate is not None and not entry.failures:
+                self._advance(entry, self._times.steady() + self._until_renewal(entry.certificate))
 
     @property
     def authority_ahead_s(self) -> float:
-        """Its clock minus ours, if it has told us; right also after somebody has set ours."""
-        offset_s = self._authority_offset_s
-        return 0.0 if offset_s is None else offset_s + self._clock.steady() - self._clock.now()
+        """The authority's clock minus ours; 0 where it does not tell."""
+        return self._times.authority_ahead_s
 
-    def _left(self, issued: IssuedCertificate) -> float:
-        """Seconds, by our clock or the authority's, whichever ends it sooner: a node that is behind would go on to show
-        what others take for expired."""
-        return issued.not_after.timestamp() - self._clock.now() - max(0.0, self.authority_ahead_s)
+    def _until_renewal(self, issued: IssuedCertificate) -> float:
+        # Half of what is left, not of the whole: authorities date certificates back.
+        return max(self._times.left(issued.not_after) / 2 * self._jitter(), RENEWAL_FIRST_S)
 
     def _hasten(self, entry: _Entry) -> None:
         """Attempt now, unless one is under way."""
-        if entry.next_at is not None:
-            entry.next_at = self._clock.now()
+        self._advance(entry, self._times.steady())
+
+    def _advance(self, entry: _Entry, due: float) -> None:
+        if entry.due is not None and due < entry.due:
+            entry.due = due
             entry.sooner.set()
 
-    def _utc(self) -> dt.datetime:
-        return dt.datetime.fromtimestamp(self._clock.now(), dt.UTC)
+    def _wall(self, due: float | None) -> float | None:
+        return None if due is None else due - self._times.steady() + self._times.now()
 
     def _succeeded(self, entry: _Entry, issued: IssuedCertificate) -> None:
-        now = self._clock.now()
         before = entry.certificate
-        entry.certificate, entry.obtained_at = issued, now
+        entry.certificate, entry.obtained_at = issued, self._times.now()
         entry.error, entry.failures, entry.urgency = "", 0, Urgency.RENEWAL
-        # Half of what is left, not of the whole: authorities date certificates back.
-        left = self._left(issued)
-        if self._ttl_s:
-            left = min(left, self._ttl_s)  # we got no more than we asked for, whatever the clocks say
-        wait = max(left / 2 * self._jitter(), RENEWAL_FIRST_S)
+        wait = self._until_renewal(issued)
+        if self._ttl_s:  # we got no more than we asked for, whatever the clocks say
+            wait = min(wait, self._ttl_s / 2 * self._jitter())
         if before is not None and before.serial == issued.serial:
-            entry.next_at = now + max(wait, UNCHANGED_FIRST_S)
+            wait = max(wait, UNCHANGED_FIRST_S)
         else:
-            entry.next_at = now + wait
             not_after = issued.not_after.isoformat()
             log.info(
                 "certificate obtained" if before is None else "certificate renewed",
                 extra={"identity": str(entry.identity), "serial": issued.serial, "not_after": not_after},
             )
+        entry.due = self._times.steady() + wait
         self._answer(entry, issued)
 
     def _failed(self, entry: _Entry, error: CaError) -> None:
-        now = self._clock.now()
         entry.failures += 1
         entry.error = str(error)
         wait = min(BACKOFF_FIRST_S * 2 ** min(entry.failures - 1, 16), BACKOFF_LAST_S) * self._jitter()
-        if entry.certificate is not None and (left := self._left(entry.certificate)) > 0:
+        if entry.certificate is not None and (left := self._times.left(entry.certificate.not_after)) > 0:
             wait = min(wait, max(left / 4, RENEWAL_FIRST_S))  # not past the end of what is still in use
-        entry.next_at = now + min(wait, BACKOFF_LAST_S)
+        wait = min(wait, BACKOFF_LAST_S)
+        entry.due = self._times.steady() + wait
         log.warning(
             "no certificate yet" if entry.certificate is None else "certificate not renewed",
-            extra={"identity": str(entry.identity), "cause": entry.error, "again_in_s": round(entry.next_at - now, 1)},
+            extra={"identity": str(entry.identity), "cause": entry.error, "again_in_s": round(wait, 1)},
         )
         self._answer(entry, error)
 
@@ -365,29 +353,29 @@ class CertificateManager:
                 waiter.set_result(result)
 
     async def _rest(self, entry: _Entry) -> None:
-        """Until `next_at`, which ensure() may bring forward."""
-        while entry.next_at is not None and entry.next_at > self._clock.now():
+        """Until `due`, which others may bring forward."""
+        while entry.due is not None and (left := entry.due - self._times.steady()) > 0:
             entry.sooner.clear()
             waits = (
-                asyncio.ensure_future(self._clock.sleep_until(entry.next_at)),
+                asyncio.ensure_future(self._times.sleep(min(left, LOOK_EVERY_S))),
                 asyncio.ensure_future(entry.sooner.wait()),
             )
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                if waits[0].done():  # even when now() has been set back meanwhile
-                    break
             finally:
                 for wait in waits:
                     wait.cancel()
-        entry.next_at = None
+            if self._times.was_set():
+                self._reconsider()
+        entry.due = None
 
     def _usable(self, entry: _Entry) -> bool:
-        return entry.certificate is not None and self._clock.now() < entry.certificate.not_after.timestamp()
+        return entry.certificate is not None and self._times.now() < entry.certificate.not_after.timestamp()
 
     def _state(self, entry: _Entry) -> State:
         if entry.certificate is None:
             return State.UNAVAILABLE if entry.failures else State.INITIALIZING
-        left = entry.certificate.not_after.timestamp() - self._clock.now()
+        left = entry.certificate.not_after.timestamp() - self._times.now()
         if left <= 0:
             return State.EXPIRED
         life = entry.certificate.not_after.timestamp() - entry.obtained_at

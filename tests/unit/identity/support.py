@@ -133,10 +133,10 @@ class VirtualClock:
     def utc(self) -> dt.datetime:
         return dt.datetime.fromtimestamp(self.now(), dt.UTC)
 
-    async def sleep_until(self, moment: float) -> None:
-        if moment > self.now():
+    async def sleep(self, seconds: float) -> None:
+        if seconds > 0:
             wake = asyncio.Event()
-            heapq.heappush(self._sleepers, (moment + self._set_back, next(self._order), wake))
+            heapq.heappush(self._sleepers, (self._now + seconds, next(self._order), wake))
             await wake.wait()
 
     async def advance(self, seconds: float) -> None:

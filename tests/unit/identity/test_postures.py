@@ -240,3 +240,30 @@ async def test_clock_that_is_put_right_is_noticed_without_the_authority(ca: Turn
         clock.set_back(-200)
 
         assert round(manager.authority_ahead_s) == 0
+
+
+async def test_clock_set_back_while_the_authoritys_is_set_too_does_not_delay_a_renewal(
+    ca: TurningCa, clock: VirtualClock
+) -> None:
+    async with managing(ca, clock) as (manager, ready):
+        ca.announce(ca.authority.bundle_pem(), ahead_s=90)
+        await settle()
+        await manager.certificate(WEB)
+
+        clock.set_back(150)
+        ca.announce(ca.authority.bundle_pem(), ahead_s=150)
+        await settle()
+        await clock.advance(51)
+
+        assert len(ready) >= 2
+
+
+async def test_clock_that_is_set_forward_brings_renewals_forward(ca: TurningCa, clock: VirtualClock) -> None:
+    async with managing(ca, clock) as (manager, ready):
+        await manager.certificate(WEB)
+        await clock.advance(5)
+
+        clock.set_back(-80)
+        await clock.advance(35)
+
+        assert len(ready) >= 2
