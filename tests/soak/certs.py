@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import shutil
 import signal
 import sys
 import tempfile
@@ -32,6 +33,7 @@ TTL_S = 12
 it goes again."""
 
 HANGING_S = 2.0
+LOGS = Path("build/soak-certs")
 PODS = {"a1": "n1", "a2": "n1", "b1": "n2", "b2": "n2"}
 PAIRS = (("a1", "b1"), ("b1", "a1"), ("a2", "b2"), ("b2", "a2"), ("a1", "a2"))
 PORT = 7007
@@ -147,26 +149,28 @@ class Soak:
 
     async def _hang(self) -> None:
         """Connections to it are accepted and never answered."""
+        before = await asyncio.to_thread(self._serials)
         await asyncio.to_thread(self.mesh.kill, "controlplane", signal.SIGSTOP)
         await asyncio.sleep(HANGING_S)
         await asyncio.to_thread(self.mesh.kill, "controlplane", signal.SIGCONT)
-        await self._recovered()
+        await self._recovered(before)
 
     async def _crash(self) -> None:
-        before = await asyncio.to_thread(self.mesh.pid, "controlplane")
+        before = await asyncio.to_thread(self._serials)
+        pid = await asyncio.to_thread(self.mesh.pid, "controlplane")
         await asyncio.to_thread(self.mesh.kill, "controlplane")
-        assert before is not None
-        await asyncio.to_thread(self.mesh.wait_restarted, "controlplane", before)
-        await self._recovered()
+        assert pid is not None
+        await asyncio.to_thread(self.mesh.wait_restarted, "controlplane", pid)
+        await self._recovered(before)
 
-    async def _recovered(self) -> None:
-        """Every node has what it lacked."""
+    async def _recovered(self, before: set[str]) -> None:
+        """Every certificate of before has been renewed."""
         await until("the control plane answers", self._answers)
-        await until("no certificate is overdue", lambda: not any(self._overdue(node) for node in ("n1", "n2")))
+        await until("every certificate was renewed", lambda: not before & self._serials())
         self.outcome.outages += 1
 
-    def _overdue(self, node: str) -> list[str]:
-        return [one["error"] for one in json.loads(self.mesh.ztunnel(node, "/certs")) if one["error"]]
+    def _serials(self) -> set[str]:
+        return {one["serial"] for node in ("n1", "n2") for one in json.loads(self.mesh.ztunnel(node, "/certs"))}
 
     async def _clock(self, program: str, seconds: float) -> None:
         self.clocks.set(program, seconds)
@@ -231,7 +235,8 @@ def main() -> int:
         try:
             outcome = asyncio.run(Soak(mesh, clocks).run(seconds))
             if outcome.failures:
-                print(mesh.log_tails(40), file=sys.stderr)
+                shutil.copytree(mesh.paths.logs, LOGS, dirs_exist_ok=True)
+                print(f"logs of the failed run: {LOGS}", file=sys.stderr)
         finally:
             mesh.close()
     print(json.dumps(asdict(outcome), indent=2))
