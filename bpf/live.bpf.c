@@ -2,7 +2,7 @@
 /* live: open connections that meet no proxy, with what they have moved so far.
  *
  * Hook:     iter/bpf_sk_storage_map over map `tracked`; not pinned, run when read
- * Reads:    tracked. Writes: nothing but its output, struct qn_live one after the other
+ * Reads:    tracked, joins, moved. Writes: nothing but its output, struct qn_live one after the other
  * Returns:  0
  * Floor:    5.11 (bpf_skc_to_tcp_sock in iterators), with BTF
  * Cannot decide: a record that does not fit the reader's buffer is written in the next read
@@ -10,6 +10,7 @@
  * Asking when somebody looks costs connections nothing while nobody does.
  */
 #include "addr.h"
+#include "moved_maps.h"
 #include "traffic_maps.h"
 
 #define CORE __attribute__((preserve_access_index))
@@ -46,6 +47,20 @@ struct bpf_iter__bpf_sk_storage_map {
 	void *value;
 } CORE;
 
+/* What the shortcut moved was no TCP. */
+static __always_inline void count_moved(struct sock *sk, struct qn_live *out)
+{
+	struct qn_join *j = bpf_sk_storage_get(&joins, sk, 0, 0);
+	__u64 *from_server;
+
+	if (!j || j->cookie != out->socket)
+		return;
+	from_server = bpf_map_lookup_elem(&moved, &out->socket);
+	out->bytes_sent += j->bytes;
+	if (from_server)
+		out->bytes_received += *from_server;
+}
+
 SEC("iter/bpf_sk_storage_map")
 int qn_live(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
@@ -69,6 +84,7 @@ int qn_live(struct bpf_iter__bpf_sk_storage_map *ctx)
 		out.bytes_sent -= out.bytes_sent > 0;
 	if (t->is_fin_in)
 		out.bytes_received -= out.bytes_received > 0;
+	count_moved(sk, &out);
 	out.srtt_us = tcp->srtt_us >> 3;
 	out.retransmits = tcp->total_retrans;
 	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));

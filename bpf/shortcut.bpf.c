@@ -5,11 +5,11 @@
  * qn_join
  *   Hook:     sockops, beside qn_flows
  *   Attached: the v2 root; BPF_F_ALLOW_MULTI
- *   Reads:    sockets, settings. Writes: joinable, halves, joins, counters
+ *   Reads:    sockets, settings. Writes: joinable, halves, joins, moved, counters
  *   Returns:  always 1; never touches `reply`
  * qn_shortcut
  *   Hook:     sk_msg, on map `joinable`: each send() of a socket in it
- *   Reads:    joins, halves, settings. Writes: joins, halves, counters
+ *   Reads:    joins, halves, settings. Writes: joins, halves, moved, counters
  *   Returns:  SK_PASS: to the peer's receive queue if a redirection was set, else the TCP way
  * qn_inflow
  *   Hook:     sk_skb/stream_verdict, on map `joinable`: what arrives at a socket in it as TCP
@@ -22,8 +22,8 @@
  *
  * The redirection as such has neither back-pressure nor order with TCP. The guard (may_move) gives both: a message is
  * moved only while the receiver's queue has room and every byte ever sent as TCP has been read. All other messages are
- * TCP, whose window then stops the sender. A receiver leaves `joinable` by its own close() and never before: taking it out
- * would lose what is queued. What no program can mend (splice, MSG_OOB and others): trial.py, LIMITS.
+ * TCP, whose window then stops the sender. A receiver leaves `joinable` by its own close() or next connect() and never
+ * before: taking it out would lose what is queued. What no program can mend (splice, MSG_OOB and others): trial.py, LIMITS.
  *
  * Kernel addresses in `halves` and `joins` are of sockets that may be gone. They are read, never followed to anything that
  * is written; the cookie says whose memory it was; the redirection itself finds the socket by cookie.
@@ -31,6 +31,7 @@
 #include "join_maps.h"
 #include "kernel.h"
 #include "maps.h"
+#include "moved_maps.h"
 #include "tuple.h"
 
 #define SOL_SOCKET 1
@@ -79,6 +80,20 @@ static __always_inline int enter(struct bpf_sock_ops *ctx, struct bpf_sock *sk, 
 	return 1;
 }
 
+/* A socket that connects again: what waits in the socket map's queue is of the connection before. */
+static __always_inline void on_connect(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct qn_join *j = sk ? bpf_sk_storage_get(&joins, sk, 0, 0) : 0;
+	__u64 cookie;
+
+	if (!j)
+		return;
+	cookie = j->cookie;
+	bpf_map_delete_elem(&joinable, &cookie);
+	bpf_sk_storage_delete(&joins, sk);
+}
+
 static __always_inline void on_client(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
@@ -108,8 +123,9 @@ static __always_inline void on_server(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct qn_half own = { .is_server = 1 };
-	struct qn_join j = {};
+	struct qn_join j = { .is_server = 1 };
 	struct qn_half *client;
+	__u64 none = 0;
 
 	if (!sk)
 		return;
@@ -121,8 +137,10 @@ static __always_inline void on_server(struct bpf_sock_ops *ctx)
 	j.cookie = own.cookie;
 	j.peer = client->cookie;
 	j.peer_at = client->at;
-	if (enter(ctx, sk, &j))
-		bpf_map_update_elem(&halves, &j.key, &own, BPF_EXIST);
+	if (!enter(ctx, sk, &j))
+		return;
+	bpf_map_update_elem(&moved, &j.peer, &none, BPF_ANY);
+	bpf_map_update_elem(&halves, &j.key, &own, BPF_EXIST);
 }
 
 /* The kernel resets a connection that is closed with unread data, but does not see what waits in the socket map's queue. It
@@ -175,6 +193,9 @@ SEC("sockops")
 int qn_join(struct bpf_sock_ops *ctx)
 {
 	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		on_connect(ctx);
+		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 		on_client(ctx);
 		break;
@@ -243,6 +264,20 @@ static __always_inline int may_move(struct sk_msg_md *msg, struct bpf_sock *sk, 
 	       !qn_is_cgroup_short_of_memory(j->peer_at, msg->size);
 }
 
+static __always_inline void count(struct qn_join *j, __u32 size)
+{
+	__u64 client = j->peer, *total;
+
+	j->bytes += size;
+	j->messages++;
+	j->is_moving = 1;
+	if (!j->is_server)
+		return;
+	total = bpf_map_lookup_elem(&moved, &client);
+	if (total)
+		*total += size; /* the only writer: the server's socket is locked */
+}
+
 SEC("sk_msg")
 int qn_shortcut(struct sk_msg_md *msg)
 {
@@ -258,9 +293,7 @@ int qn_shortcut(struct sk_msg_md *msg)
 	if (may_move(msg, sk, j)) {
 		peer = j->peer;
 		if (bpf_msg_redirect_hash(msg, &joinable, &peer, BPF_F_INGRESS) == SK_PASS) {
-			j->bytes += msg->size;
-			j->messages++;
-			j->is_moving = 1;
+			count(j, msg->size);
 			return SK_PASS;
 		}
 	}

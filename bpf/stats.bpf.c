@@ -3,7 +3,7 @@
  *
  * Hook:     sockops
  * Attached: the v2 root; BPF_F_ALLOW_MULTI; beside `flows`, in any order
- * Reads:    sockets. Writes: tracked, traffic, traffic_other, closings, counters
+ * Reads:    sockets, joins, moved. Writes: tracked, traffic, traffic_other, closings, counters
  * Returns:  always 1; never touches `reply`
  * Floor:    5.15
  * Cannot decide: nothing depends on it. Without storage a connection goes uncounted; without room in `traffic` it is
@@ -13,6 +13,7 @@
  */
 #include "addr.h"
 #include "maps.h"
+#include "moved_maps.h"
 #include "traffic_maps.h"
 
 /* Part of the ring that may fill before its reader is woken. */
@@ -135,6 +136,20 @@ static __always_inline void count_bytes(struct bpf_sock_ops *ctx, const struct q
 	c->bytes_received = received;
 }
 
+/* What the shortcut moved was no TCP. */
+static __always_inline void count_moved(struct bpf_sock *sk, struct qn_closing *c)
+{
+	struct qn_join *j = bpf_sk_storage_get(&joins, sk, 0, 0);
+	__u64 *from_server;
+
+	if (!j || j->cookie != c->socket)
+		return;
+	from_server = bpf_map_lookup_elem(&moved, &c->socket);
+	c->bytes_sent += j->bytes;
+	if (from_server)
+		c->bytes_received += *from_server;
+}
+
 static __always_inline void report(const struct qn_closing *c)
 {
 	__u64 waiting = bpf_ringbuf_query(&closings, BPF_RB_AVAIL_DATA);
@@ -154,6 +169,7 @@ static __always_inline void on_closed(struct bpf_sock_ops *ctx, struct bpf_sock 
 	c.socket = bpf_get_socket_cookie(ctx);
 	c.end = end_of(ctx, t);
 	count_bytes(ctx, t, &c);
+	count_moved(sk, &c);
 	c.srtt_us = ctx->srtt_us >> 3; /* the kernel keeps eighths */
 	c.retransmits = ctx->total_retrans;
 	if (cell) {

@@ -1,7 +1,8 @@
 """The agent's admin interface: HTTP on a Unix socket.
 
 GET /healthz/ready: 200 once the first round of enrolment is over. GET /status: pods, peers, counters, errors.
-GET /checks: what the kernel offers. GET /sockets/<namespace>/<pod>: where the pod listens.
+GET /checks: what the kernel offers. POST /shortcut/on, /shortcut/off: the same-node shortcut's switch.
+GET /sockets/<namespace>/<pod>: where the pod listens.
 """
 
 from __future__ import annotations
@@ -14,13 +15,21 @@ from typing import Any
 
 from aiohttp import web
 
+from nodeagent.pods.seam import KernelError
+
 Probe = Callable[[], Sequence[Any]]
+Switch = Callable[[bool], object]
+"""Returns what then stands. Raises KernelError."""
 Sockets = Callable[[str, str], Sequence[Any] | None]
 """By namespace and name; None: no such pod. May raise OSError."""
 
 
 def build(
-    is_ready: Callable[[], bool], status: Callable[[], dict[str, object]], probe: Probe, sockets: Sockets
+    is_ready: Callable[[], bool],
+    status: Callable[[], dict[str, object]],
+    probe: Probe,
+    sockets: Sockets,
+    shortcut: Switch,
 ) -> web.Application:
     async def ready(_: web.Request) -> web.Response:
         return web.Response(text="ready\n") if is_ready() else web.Response(status=503, text="not ready\n")
@@ -40,6 +49,12 @@ def build(
             raise web.HTTPNotFound(text="no such pod on this node\n")
         return web.json_response({"listening": _rows(found)})
 
+    async def switch_shortcut(request: web.Request) -> web.Response:
+        try:
+            return web.json_response(_rows([shortcut(request.match_info["state"] == "on")])[0])
+        except KernelError as error:
+            raise web.HTTPConflict(text=f"{error}\n") from error
+
     app = web.Application()
     app.add_routes(
         [
@@ -47,6 +62,7 @@ def build(
             web.get("/status", show_status),
             web.get("/checks", checks),
             web.get("/sockets/{namespace}/{name}", show_sockets),
+            web.post("/shortcut/{state:on|off}", switch_shortcut),
         ],
     )
     return app

@@ -17,7 +17,7 @@ from nodeagent.kernel import CaptureKernel, probe
 from nodeagent.pods.discovery import PodsFile
 from nodeagent.pods.enroller import Enroller
 from nodeagent.pods.plan import ObservedPod
-from nodeagent.pods.seam import Kernel, KernelError
+from nodeagent.pods.seam import Kernel, KernelError, ShortcutStatus
 from nodeagent.pods.sockets import Listening, listening
 from nodeagent.server import ZdsServer
 
@@ -96,13 +96,19 @@ class Agent:
             await asyncio.sleep(1.0)
 
     async def _serve_admin(self) -> None:
-        app = admin.build(self.enroller.is_settled.is_set, self.status, probe, self.sockets)
+        app = admin.build(self.enroller.is_settled.is_set, self.status, probe, self.sockets, self.switch_shortcut)
         await admin.serve(app, self._config.admin_socket)
 
     def sockets(self, namespace: str, name: str) -> list[Listening] | None:
         """Where a pod of this node listens, captured or not; None when it has no such pod. Raises OSError."""
         found = next((one for one in self._pods if (one.namespace, one.name) == (namespace, name)), None)
         return None if found is None else listening(found.netns)
+
+    def switch_shortcut(self, on: bool) -> ShortcutStatus:
+        """Raises KernelError."""
+        self._kernel.switch_shortcut(on=on)
+        log.warning("the same-node shortcut was switched", extra={"on": on})
+        return self._kernel.shortcut()
 
     def status(self) -> dict[str, object]:
         """What /status shows."""
@@ -120,6 +126,7 @@ class Agent:
             "pods": [asdict(pod) for pod in self.enroller.status()],
             "ztunnels": [asdict(peer) for peer in self.server.status()],
             "counters": counters,
+            "shortcut": asdict(self._kernel.shortcut()),
             "errors": [*self._source_errors, *(one for one in self._problems() if one)],
         }
 

@@ -20,8 +20,9 @@ from nodeagent.capture import (
     open_listeners,
     open_syn_sockets,
 )
+from nodeagent.capture.trial import LIMITS
 from nodeagent.config import Config
-from nodeagent.pods.seam import KernelError
+from nodeagent.pods.seam import KernelError, ShortcutStatus
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,18 @@ class CaptureKernel:
 
     def counters(self) -> Mapping[str, int]:
         return _translated("read counters", self._capture.counters)
+
+    def shortcut(self) -> ShortcutStatus:
+        found = self._capture.shortcut
+        limits = tuple(LIMITS[name] for name in found.limits)
+        on = found.usable and bool(self._capture.paths.settings.shortcut)
+        return ShortcutStatus(found.usable, on, found.reason, limits)
+
+    def switch_shortcut(self, *, on: bool) -> None:
+        if on and not self._capture.shortcut.usable:
+            raise KernelError(self._capture.shortcut.summary())
+        settings = self._capture.paths.settings
+        _translated("throw the switch", lambda: settings.switch_shortcut(on=on))
 
     def heartbeat(self) -> None:
         _translated("heartbeat", self._capture.heartbeat)

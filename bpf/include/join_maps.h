@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
-/* Maps of the shortcut, apart from the others because only kernels that pass its trial need them. */
+/* Maps by which the shortcut joins flows, apart from the others because only kernels that pass its trial need them. */
 #ifndef QANAT_JOIN_MAPS_H
 #define QANAT_JOIN_MAPS_H
 
@@ -8,6 +8,5 @@
 
 QN_MAP(SOCKHASH, joinable, __u64, __u64, QN_JOIN_MAX, 0);
 QN_MAP(HASH, halves, struct qn_flow_key, struct qn_half, QN_JOIN_MAX, BPF_F_NO_PREALLOC);
-QN_MAP(SK_STORAGE, joins, int, struct qn_join, 0, BPF_F_NO_PREALLOC);
 
 #endif

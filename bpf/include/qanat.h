@@ -246,8 +246,10 @@ struct qn_listed {
  * `halves` (hash, key qn_flow_key as in `flows`): a flow of which one end does not know the other yet. The client puts
  * itself in, the server replaces it by itself, the client's first message takes that out; else the client's close does.
  * `joins` (socket storage): what one end knows of the other, and what was moved.
+ * `moved` (LRU hash, key = the client's socket cookie): bytes moved from the server, for whoever reports the client.
  */
 #define QN_JOIN_MAX 65536
+#define QN_MOVED_MAX 16384
 struct qn_half {
 	__u64 cookie;
 	__u64 at; /* address of its struct tcp_sock: a number that only guarded reads use */
@@ -263,7 +265,7 @@ struct qn_join {
 	__u64 mark_bytes[2]; /* `bytes` at two earlier messages: what the peer is known to have read up to */
 	__u64 mark_messages[2];
 	__u32 is_moving; /* the last message was moved */
-	__u32 pad;
+	__u32 is_server;
 	struct qn_flow_key key;
 };
 

@@ -263,7 +263,7 @@ class QnJoin(ctypes.Structure):
         ("mark_bytes", ctypes.c_uint64 * 2),
         ("mark_messages", ctypes.c_uint64 * 2),
         ("is_moving", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
+        ("is_server", ctypes.c_uint32),
         ("key", QnFlowKey),
     )
 

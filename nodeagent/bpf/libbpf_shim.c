@@ -547,7 +547,7 @@ int64_t qnb_layout(const char *what)
 		FIELD(qn_join, mark_bytes),
 		FIELD(qn_join, mark_messages),
 		FIELD(qn_join, is_moving),
-		FIELD(qn_join, pad),
+		FIELD(qn_join, is_server),
 		FIELD(qn_join, key),
 		CONSTANT(QN_TRAFFIC_MAX),
 		CONSTANT(QN_SCHEMA_VERSION),

@@ -19,6 +19,9 @@ import aiohttp
 from nodeagent.cli.errors import MeshNotRunning, NoSuchNode
 from nodeagent.playground.names import RUN_ROOT
 
+CONFLICT = 409
+"""Understood, and refused: the page says why."""
+
 TIMEOUT_S = 3.0
 """An admin page answers in milliseconds; a program that is stopped or wedged must not hold the terminal."""
 
@@ -82,6 +85,15 @@ def ask(mesh: RunningMesh, *questions: tuple[Program, str]) -> list[tuple[Answer
     return asyncio.run(ask_async(mesh, *questions))
 
 
+def tell(mesh: RunningMesh, program: Program, path: str) -> tuple[Answer, ...]:
+    """POST to every node at once; an answer may be an error."""
+
+    async def all_nodes() -> list[Answer]:
+        return await asyncio.gather(*(_ask_one(node, program, path, "POST") for node in mesh.nodes))
+
+    return tuple(asyncio.run(all_nodes()))
+
+
 async def ask_async(mesh: RunningMesh, *questions: tuple[Program, str]) -> list[tuple[Answer, ...]]:
     flat = [(node, program, path) for program, path in questions for node in mesh.nodes]
     answers = await asyncio.gather(*(_ask_one(node, program, path) for node, program, path in flat))
@@ -89,11 +101,11 @@ async def ask_async(mesh: RunningMesh, *questions: tuple[Program, str]) -> list[
     return [tuple(answers[start : start + width]) for start in range(0, len(answers), width)]
 
 
-async def _ask_one(node: Node, program: Program, path: str) -> Answer:
+async def _ask_one(node: Node, program: Program, path: str, method: str = "GET") -> Answer:
     try:
-        return Answer(node.name, program, json.loads(await _get(node, program, path)))
+        return Answer(node.name, program, json.loads(await _call(node, program, path, method)))
     except json.JSONDecodeError as error:
-        return Answer(node.name, program, None, f"GET {path}: not JSON: {error}")
+        return Answer(node.name, program, None, f"{method} {path}: not JSON: {error}")
     except NoAnswer as error:
         return Answer(node.name, program, None, str(error), error.status)
 
@@ -108,20 +120,22 @@ class NoAnswer(Exception):
 
 def fetch(node: Node, program: Program, path: str) -> bytes:
     """A page as it is. Raises NoAnswer."""
-    return asyncio.run(_get(node, program, path))
+    return asyncio.run(_call(node, program, path))
 
 
-async def _get(node: Node, program: Program, path: str) -> bytes:
+async def _call(node: Node, program: Program, path: str, method: str = "GET") -> bytes:
     where = node.socket(program)
     try:
         connector = aiohttp.UnixConnector(path=str(where))
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-            session.get(f"http://{program.value}{path}") as response,
+            session.request(method, f"http://{program.value}{path}") as response,
         ):
+            if response.status == CONFLICT:
+                raise NoAnswer((await response.text()).strip(), response.status)
             if response.status != 200:
-                raise NoAnswer(f"GET {path}: HTTP {response.status}", response.status)
+                raise NoAnswer(f"{method} {path}: HTTP {response.status}", response.status)
             return await response.read()
     except TimeoutError:
         raise NoAnswer(f"no answer in {TIMEOUT_S:g} s") from None

@@ -26,6 +26,7 @@ COMMANDS = {
     "explain": ("nodeagent.cli.explain", "explain", "Why a connection may be or not, or where it stops."),
     "whatif": ("nodeagent.cli.whatif", "whatif", "What changed objects would do to connections seen so far."),
     "audit": ("nodeagent.cli.audit", "audit", "Export the decision journal, or verify an export."),
+    "shortcut": ("nodeagent.cli.shortcut", "shortcut", "The switch of the same-node shortcut."),
     "logs": ("nodeagent.cli.logs", "logs", "Logs of programs and pods."),
     "version": ("nodeagent.cli.version", "show", "Versions of Qanat and of what it stands on."),
 }

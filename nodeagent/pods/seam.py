@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from mesh.model.workload import IPAddress
@@ -11,6 +12,17 @@ from mesh.protocol.messages import ListenerName
 
 class KernelError(Exception):
     """The kernel side could not do it; the message says what and why. Tried again later."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShortcutStatus:
+    """usable: this kernel passed the trial; `reason` says why not. on: messages may be moved from socket to socket.
+    limits: what applications with the shortcut must do without here, a sentence each."""
+
+    usable: bool
+    on: bool
+    reason: str = ""
+    limits: tuple[str, ...] = ()
 
 
 class Kernel(Protocol):
@@ -43,3 +55,10 @@ class Kernel(Protocol):
 
     def counters(self) -> Mapping[str, int]:
         """Outcomes by reason since the maps were made."""
+
+    def shortcut(self) -> ShortcutStatus:
+        """Of the same-node shortcut."""
+
+    def switch_shortcut(self, *, on: bool) -> None:
+        """Takes effect at once, on open flows too, and outlives this agent. Raises KernelError: on, where it is not
+        usable."""

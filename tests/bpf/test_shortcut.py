@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import socket
@@ -107,6 +108,32 @@ def test_server_that_speaks_first_is_moved(rig: Joined, pair: Pair) -> None:
 
     assert pair.client.recv(100) == b"220 ready"
     assert rig.moved(pair.server) == 9
+
+
+def test_socket_that_connects_again_is_joined_anew(rig: Joined) -> None:
+    client = rig.open()
+    with client:
+        for word in (b"first", b"second"):
+            with rig.open() as listener:
+                listener.bind(("127.0.0.1", 0))
+                listener.listen(1)
+                rig.mark(client)
+                client.connect(listener.getsockname())
+                server, _ = listener.accept()
+            with server:
+                server.settimeout(3)
+                client.sendall(word)
+                assert server.recv(100) == word
+                assert rig.moved(client) == len(word)
+                server.sendall(b"answer")
+                assert client.recv(100) == b"answer"
+            _disconnect(client)
+
+
+def _disconnect(sock: socket.socket) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    nowhere = struct.pack("=H14x", socket.AF_UNSPEC)
+    assert libc.connect(sock.fileno(), nowhere, len(nowhere)) == 0
 
 
 # --- the guard and the switch

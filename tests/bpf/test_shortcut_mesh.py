@@ -10,13 +10,14 @@ from contextlib import ExitStack
 
 import pytest
 
-from nodeagent.bpf.layouts import QnJoin, SameNode
+from nodeagent.bpf.layouts import Path, QnJoin, SameNode
 from nodeagent.bpf.loader import Map
 from nodeagent.capture import trial
 from nodeagent.capture.pins import pins_of
 from nodeagent.capture.trial import Trial
+from nodeagent.telemetry.kernel import TrafficMaps
 from tests.bpf.paths import Publisher
-from tests.bpf.world import Captured, World
+from tests.bpf.world import Captured, World, eventually
 
 MESSAGE = bytes(range(256)) * 100
 
@@ -144,3 +145,27 @@ def test_kernel_that_failed_the_trial_has_plain_direct_flows(world: World, monke
         assert not (pins_of(mesh.instance).links / "join").exists()
         assert mesh.capture.shortcut.summary() == "not used on this kernel: bytes came out of order"
     assert trial.Trial(True).summary() == "usable"
+
+
+def test_moved_bytes_are_counted_while_open_and_at_the_end(both: Publisher, world: World) -> None:
+    traffic = TrafficMaps(pins_of(both.mesh.instance).maps)
+    with Flow(both, world, SameNode.SHORTCUT) as flow:
+        flow.carry()
+        both.maps.settings.switch_shortcut(on=False)
+        flow.carry()
+        flow.server.sendall(b"one more")
+        assert flow.client.recv(100) == b"one more"
+
+        live = [one for one in traffic.live() if one.pair.path is Path.DIRECT]
+        assert [(one.bytes_sent, one.bytes_received) for one in live] == [(2 * len(MESSAGE), 2 * len(MESSAGE) + 8)]
+    ended: list[int] = []
+
+    def has_ended() -> bool:
+        ended.extend(
+            one.bytes_sent + one.bytes_received for one in traffic.closings(64) if one.pair.path is Path.DIRECT
+        )
+        return bool(ended)
+
+    eventually(has_ended, "the record of its end")
+    assert ended == [4 * len(MESSAGE) + 8]
+    traffic.close()

@@ -22,7 +22,7 @@ from mesh.model.workload import (
 )
 from mesh.protocol.messages import ListenerName
 from nodeagent.pods.plan import ObservedPod
-from nodeagent.pods.seam import KernelError
+from nodeagent.pods.seam import KernelError, ShortcutStatus
 from ztunnel.dataplane.policy_rows import PolicyTables, PolicyVerdict
 from ztunnel.dataplane.values import (
     Addr,
@@ -176,6 +176,13 @@ class FakeKernel:
 
     def counters(self) -> Mapping[str, int]:
         return {}
+
+    def shortcut(self) -> ShortcutStatus:
+        return ShortcutStatus(usable=False, on=False, reason="no kernel")
+
+    def switch_shortcut(self, *, on: bool) -> None:
+        if on:
+            raise KernelError("no kernel")
 
     def heartbeat(self) -> None:
         return
