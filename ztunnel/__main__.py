@@ -18,6 +18,7 @@ from ztunnel.config import DEFAULT_RUN_DIR, JOURNAL, Config, EngineSettings
 from ztunnel.identity import target
 
 _PATH = click.Path(path_type=Path)
+_POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 @click.command(context_settings={"auto_envvar_prefix": "QANAT_ZTUNNEL", "show_default": True})
@@ -59,8 +60,8 @@ _PATH = click.Path(path_type=Path)
 @click.option("--access-log", default="-", help="File, - for standard output, empty for none.")
 @click.option("--access-log-format", type=click.Choice(["text", "json"]), default="text")
 @click.option("--journal", help="Directory of decisions; default <run dir>/.../journal/ztunnel, empty = none.")
-@click.option("--journal-mb", default=32.0, help="What it may take; the oldest goes.")
-@click.option("--journal-days", default=7.0, help="What is older goes.")
+@click.option("--journal-mb", type=_POSITIVE, default=32.0, help="What it may take; the oldest goes.")
+@click.option("--journal-days", type=_POSITIVE, default=7.0, help="What is older goes.")
 @click.option("--max-series", default=20_000, help="Sets of labels in /metrics.")
 @click.option("--series-idle", "series_idle_s", default=600.0, help="Seconds until an unused set is dropped.")
 @click.option("--workers", default=0, help="Engine threads; 0 = CPUs, at least 2.")

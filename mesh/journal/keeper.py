@@ -52,7 +52,12 @@ class Keeper:
             entries = self._take(now_s, everything=everything)
             if entries or now_s - self._aged_at >= AGE_CHECK_S:
                 self._aged_at = now_s
-                self._settle(entries, await asyncio.to_thread(self._write, entries))
+                try:
+                    error = await asyncio.to_thread(self._write, entries)
+                except Exception:  # a fault of ours: supervised, but what was taken is lost
+                    self._recorder.give_back(entries)
+                    raise
+                self._settle(entries, error)
 
     def finish(self) -> None:
         """The last turn. Waits for another process at most two seconds."""

@@ -19,13 +19,13 @@ class Reading:
 
     ``findings``: signs of a change, one sentence each: none means that the chain of hashes is whole from the first
     segment that the limits left to the head. ``torn``: ends that a crash left unfinished, which is no change.
-    ``expect``: a head that a writer told of: it must be in there, else the end was cut off.
+    ``expect``: heads that a writer told of, or an export: each must be in there, unless the limits have dropped its
+    segment since, else the end was cut off.
     """
 
-    def __init__(self, journal: Segments, expect: Head | None = None) -> None:
+    def __init__(self, journal: Segments, *expect: Head) -> None:
         self._journal = journal
-        self._expect = expect
-        self._met = expect is None
+        self._missing = {one.hash: one for one in expect}
         self.findings: list[str] = []
         self.torn: list[str] = []
         self.head: Head | None = None
@@ -44,8 +44,9 @@ class Reading:
                 yield from self._segment(number, data or b"")
         if self._open_end is not None:
             self._settle_open_end(goes_on=True)
-        if self._expect is not None and not self._met:
-            self._find(f"{name_of(self._expect.segment)} was written to byte {self._expect.size}: that end is missing")
+        for one in self._missing.values():
+            if self._last is None or one.segment >= self._last.kept_from:
+                self._find(f"{name_of(one.segment)} was written to byte {one.size}: that end is missing")
         first, last = self._first, self._last
         if first is not None and last is not None:
             kept_from = max(last.kept_from, self._dropped + 1)
@@ -64,20 +65,16 @@ class Reading:
         self._first = self._first or header
         self._last = header
         self._end, size = digest, HEADER_SIZE
-        self._meet(digest)
+        self._missing.pop(digest.hex(), None)
         decoder = Decoder()
         for found in blocks(data[:MAX_SEGMENT], digest):
             if isinstance(found, Damage):
                 self._open_end = (name, found)
                 break
             self._end, size = found.hash, found.end
-            self._meet(found.hash)
+            self._missing.pop(found.hash.hex(), None)
             yield from self._block(name, decoder, found)
         self.head = Head(number, size, self._end.hex())
-
-    def _meet(self, digest: bytes) -> None:
-        if self._expect is not None and digest.hex() == self._expect.hash:
-            self._met = True
 
     def _follow(self, name: str, header: Header) -> None:
         """Does this segment go on from where the one before ended?"""

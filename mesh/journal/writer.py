@@ -33,7 +33,7 @@ ENTRIES_A_BLOCK = 32
 """A record is at most some 28 kB, when all its strings are long and new: a block stays below segment.MAX_BODY."""
 _MAX_FILES = 1024
 _PARTS = 16
-"""A directory's limit is held by dropping whole segments: one is a sixteenth of it."""
+"""A directory's limit is held by dropping whole segments: one is at most a sixteenth of it."""
 
 
 class Busy(Exception):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
@@ -10,13 +11,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO, Any
 
 import click
 
 from mesh.journal.export import lines, moment, shown, verify
+from mesh.journal.writer import Head
 from nodeagent.cli.client import NoAnswer, find
+from nodeagent.cli.configuration import BadInput
 from nodeagent.cli.errors import CliError, Exit
-from nodeagent.cli.journals import Journals, find_journals
+from nodeagent.cli.journals import NO_HEADS, Heads, Journals, find_journals, head_of
 from nodeagent.cli.views import examples, mesh_option, node_option, report_silent
 
 _SPAN = re.compile(r"^(\d+(?:\.\d+)?)([smhd])$")
@@ -52,25 +56,37 @@ class Since(click.ParamType[int]):
 @click.option("--since", type=Since(), default=0, metavar="WHEN", help="A span (15m, 2h, 7d) or a time (RFC 3339).")
 @click.option("--key", "key_file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help="Seal, or verify, with the bytes of this file (HMAC).")  # fmt: skip
+@click.option("--after", "earlier", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="An earlier export: where it saw the journals end must still be there.")  # fmt: skip
 @click.option("--verify", "file", type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True),
               help="Check an export instead of making one; no mesh is asked.")  # fmt: skip
 @click.option("--anchor", default="", metavar="HASH", help="With --verify: the last hash, as printed when it was made.")
 def audit(
-    mesh: str, node: str | None, run_dir: Path, since: int, key_file: Path | None, file: Path | None, anchor: str
+    mesh: str,
+    node: str | None,
+    run_dir: Path,
+    since: int,
+    key_file: Path | None,
+    earlier: Path | None,
+    file: Path | None,
+    anchor: str,
 ) -> None:
     """Export who connected to whom, and by which rule, as JSON lines; or check such a file.
 
     Every line carries a hash of itself and the line before, so that an edit, a removal, an exchange or a cut is found.
     Somebody who can write the file could seal it anew: keep the printed anchor elsewhere, or seal with --key.
 
-    The journals themselves are chained too: what was changed on a node's disk is reported, with exit code 1."""
+    The journals themselves are chained too: what was changed on a node's disk is reported, with exit code 1. Only the
+    end of a journal has nothing behind it that would miss it: a running program knows its own, and --after asks for
+    that of an earlier export."""
     key = _key(key_file)
     if file is not None:
         _verify(file, key, anchor)
         return
     if anchor:
         raise click.UsageError("--anchor goes with --verify")
-    journals = find_journals(find(mesh, node, run_dir))
+    heads = _heads(earlier, key) if earlier else NO_HEADS
+    journals = find_journals(find(mesh, node, run_dir), earlier=heads)
     for one in journals.found:
         if one.offline:
             click.echo(f"{one.node.name}: {one.program.value}: {one.offline}; read from disk", err=True)
@@ -118,6 +134,24 @@ def _entries(journals: Journals, since: int) -> Iterator[Mapping[str, object]]:
         }
 
 
+def _heads(file: Path, key: bytes) -> Heads:
+    """Where an export says that the journals ended."""
+    with _opened(file) as text:
+        problems = verify(text, key).problems
+    if problems:
+        raise BadInput(f"{file}: {problems[0]}", f"qanat audit --verify {file}")
+    found: dict[tuple[str, str], list[Head]] = {}
+    with _opened(file) as text:
+        for value in map(json.loads, text):
+            if head := head_of(value.get("head")):
+                found.setdefault((str(value.get("node")), str(value.get("program"))), []).append(head)
+    return found
+
+
+def _opened(file: Path) -> IO[Any]:
+    return click.open_file(str(file), "r", encoding="utf-8", errors="surrogateescape")
+
+
 def _key(file: Path | None) -> bytes:
     if file is None:
         return b""
@@ -129,7 +163,7 @@ def _key(file: Path | None) -> bytes:
 
 
 def _verify(file: Path, key: bytes, anchor: str) -> None:
-    with click.open_file(str(file), "r", encoding="utf-8", errors="surrogateescape") as text:
+    with _opened(file) as text:
         found = verify(text, key, anchor)
     for problem in found.problems:
         click.secho(f"{file}: {problem}", fg="red", err=True)

@@ -79,27 +79,42 @@ class Journals:
         return [f"{one.node.name}: {one.program.value}: {text}" for one in self.found for text in one.reading.findings]
 
 
-def find_journals(mesh: RunningMesh, newest: int = 0) -> Journals:
-    """``newest``: only so many of each journal's last segments; 0 = all. Then findings mean nothing."""
+Heads = Mapping[tuple[str, str], Sequence[Head]]
+"""By node and program, what an earlier export saw."""
+NO_HEADS: Heads = {}
+
+
+def find_journals(mesh: RunningMesh, newest: int = 0, earlier: Heads = NO_HEADS) -> Journals:
+    """``newest``: only so many of each journal's last segments; 0 = all. Then findings mean nothing. ``earlier`` heads
+    must still be there."""
     found, silent = [], []
     for answers in ask(mesh, *((program, PAGE) for program in WRITERS)):
         for node, answer in zip(mesh.nodes, answers, strict=True):
+            heads = earlier.get((node.name, answer.program.value), ())
             directory = node.directory / FOLDER / answer.program.value
             if not answer.error:
-                found.append(_online(node, answer, newest))
+                found.append(_online(node, answer, newest, heads))
             elif listing(directory):
-                found.append(NodeJournal(node, answer.program, Reading(Directory(directory)), False, answer.error))
+                reading = Reading(Directory(directory), *heads)
+                found.append(NodeJournal(node, answer.program, reading, False, answer.error))
             elif answer.status != KEEPS_NONE:
                 silent.append(answer)
     return Journals(found, silent)
 
 
-def _online(node: Node, answer: Answer, newest: int) -> NodeJournal:
+def _online(node: Node, answer: Answer, newest: int, heads: Sequence[Head]) -> NodeJournal:
     data: Mapping[str, Any] = answer.data if isinstance(answer.data, Mapping) else {}
-    head = data.get("head")
-    expect = Head(int(head["segment"]), int(head["size"]), str(head["hash"])) if isinstance(head, Mapping) else None
+    told = head_of(data.get("head"))
     sizes = tuple((int(one["number"]), int(one["size"])) for one in data.get("segments") or ())
-    return NodeJournal(node, answer.program, Reading(_Remote(node, answer.program, sizes[-newest:]), expect))
+    wanted = (*heads, told) if told else heads
+    return NodeJournal(node, answer.program, Reading(_Remote(node, answer.program, sizes[-newest:]), *wanted))
+
+
+def head_of(raw: object) -> Head | None:
+    """As JSON has it."""
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("hash"), str):
+        return None
+    return Head(int(raw.get("segment") or 0), int(raw.get("size") or 0), raw["hash"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,7 @@ def assemble(
             if not row.valid or row.is_expiring(now)
         ]
     problems += _revocation_problems(tunnels)
+    problems += _journal_problems((*tunnels, *agents))
     problems += [
         f"{one.node}: {text}"
         for one in dumps
@@ -165,6 +166,15 @@ def _revocation_problems(tunnels: Sequence[Answer]) -> list[str]:
                 f"{found.get('nextUpdate')}; it is still enforced"
             )
     return problems
+
+
+def _journal_problems(statuses: Sequence[Answer]) -> list[str]:
+    journals = ((one, one.data.get("journal")) for one in statuses if isinstance(one.data, Mapping))
+    return [
+        f"{one.node}: {one.program.value}: connections are not written to the journal: {journal['error']}"
+        for one, journal in journals
+        if isinstance(journal, Mapping) and journal.get("error")
+    ]
 
 
 def _supervisor_lives(root: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from mesh.journal.segment import HEADER_SIZE
 from tests.netns.test_policy import ports, sources
 from tests.support.objects import Object, authorization_policy, namespace, peer_authentication, pod
 from tests.support.playground import Playground, qanat, until
@@ -258,3 +259,28 @@ async def test_whatif_names_file_object_and_field_of_bad_input(mesh: Playground,
     assert "broken.yaml" in done.stderr
     assert "absent.yaml" in done.stderr
     assert "did you mean AuthorizationPolicy/town/open" in done.stderr
+
+
+async def test_end_cut_off_between_two_exports_is_found_by_the_later(mesh: Playground, tmp_path: Path) -> None:
+    async with serving(mesh.pod("town/server").listen(PORT), echo):
+        assert await talk(mesh, "town/client") == 1
+    await seen(mesh, "town/client", PORT, "allowed", 1)
+    first = tmp_path / "first.jsonl"
+    first.write_text(qanat(mesh, "audit").stdout)
+    good = qanat(mesh, "audit", "--after", str(first))
+    folder = mesh.paths.node("n2") / "journal" / "ztunnel"
+    segment = max(folder.glob("*.qj"))
+    whole = segment.read_bytes()
+    pid = mesh.pid("ztunnel/n2")
+    assert pid is not None
+
+    mesh.kill("ztunnel/n2")
+    segment.write_bytes(whole[:HEADER_SIZE])
+    await asyncio.to_thread(mesh.wait_restarted, "ztunnel/n2", pid)
+    await asyncio.to_thread(mesh.wait_settled)
+    async with serving(mesh.pod("town/server").listen(PORT), echo):
+        assert await talk(mesh, "town/client") == 1
+    unaware, aware = qanat(mesh, "audit"), qanat(mesh, "audit", "--after", str(first))
+
+    assert (good.returncode, unaware.returncode, aware.returncode) == (0, 0, 1)
+    assert "that end is missing" in aware.stderr

@@ -50,6 +50,6 @@ def ports(entries: Iterable[Record | Lost]) -> list[int]:
     return [entry.flow.port for entry in entries if isinstance(entry, Record)]
 
 
-def read(directory: Path, expect: Head | None = None) -> tuple[list[Record | Lost], Reading]:
-    reading = Reading(Directory(directory), expect)
+def read(directory: Path, *expect: Head | None) -> tuple[list[Record | Lost], Reading]:
+    reading = Reading(Directory(directory), *filter(None, expect))
     return list(reading.entries()), reading

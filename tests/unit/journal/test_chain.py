@@ -11,8 +11,8 @@ import pytest
 from mesh.journal.directory import Fetched, listing, name_of
 from mesh.journal.reader import Reading
 from mesh.journal.segment import HEADER_SIZE, Block, blocks, open_header
-from mesh.journal.writer import Limits
-from tests.unit.journal.builders import journal, ports, read
+from mesh.journal.writer import Limits, Writer
+from tests.unit.journal.builders import NOW, SECOND, journal, ports, read, record
 
 A_SEGMENT_EACH = Limits(max_bytes=1 << 30, max_age_s=16)
 """A segment is full after a second."""
@@ -101,6 +101,17 @@ def test_head_that_others_went_on_from_is_no_finding(tmp_path: Path) -> None:
     head = journal(tmp_path, 2).head
     journal(tmp_path, 4)
 
+    assert read(tmp_path, head)[1].findings == []
+
+
+def test_head_whose_segment_the_limits_have_dropped_is_no_finding(tmp_path: Path) -> None:
+    head = journal(tmp_path, 1, Limits(max_bytes=16 * 4096)).head
+    writer = Writer(tmp_path, Limits(max_bytes=16 * 4096))
+    for number in range(80):
+        at = NOW + (number + 2) * SECOND
+        writer.append([record(f"client-{number}-{n}", port=n, at_us=at) for n in range(40)], at)
+
+    assert listing(tmp_path)[0].number > 1
     assert read(tmp_path, head)[1].findings == []
 
 
