@@ -229,22 +229,18 @@ def _ip(packed: bytes, family: int) -> IPv4Address | IPv6Address:
 
 
 @lru_cache(4096)
-def _decoded(text: bytes) -> str:
-    return text.decode("utf-8", "replace")
-
-
 def _word(padded: bytes) -> str:
-    return _decoded(padded[: padded.index(0)])  # cut first: hashing the padding would take longer than the rest
+    return padded[: padded.index(0)].decode("utf-8", "replace")
 
 
 @lru_cache(4096)
-def _several(texts: bytes) -> tuple[str, ...]:
-    return tuple(_decoded(text) for text in texts.split(b"\0"))
+def _several(padded: bytes) -> tuple[str, ...]:
+    return tuple(text.decode("utf-8", "replace") for text in padded[: padded.index(b"\0\0")].split(b"\0"))
 
 
 def _words(padded: bytes) -> tuple[str, ...]:
     """Texts, each with its NUL; an empty one ends them."""
-    return _several(padded[: padded.index(b"\0\0")]) if padded[0] else ()
+    return _several(padded) if padded[0] else ()
 
 
 def _addr(packed: bytes, port: int, family: int) -> Addr | None:
