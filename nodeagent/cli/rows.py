@@ -92,6 +92,7 @@ class ConnectionRow:
     bytes_sent: int
     bytes_received: int
     age_s: float | None
+    rule: str = ""
 
 
 Merged = TypeVar("Merged", WorkloadRow, ServiceRow)
@@ -230,4 +231,5 @@ def _connection(node: str, raw: Mapping[str, Any]) -> ConnectionRow:
         bytes_sent=int(raw.get("bytesSent") or 0),
         bytes_received=int(raw.get("bytesRecv") or 0),
         age_s=raw["durationUs"] / 1e6 if "durationUs" in raw else None,
+        rule=str(raw.get("rule") or ""),
     )

@@ -213,6 +213,7 @@ CONNECTIONS: tuple[Column[rows.ConnectionRow], ...] = (
     Column("AGE", lambda r: "" if r.age_s is None else age(r.age_s), right=True),
     Column("CLIENT IDENTITY", lambda r: r.src_identity, wide=True),
     Column("SERVER IDENTITY", lambda r: r.dst_identity, wide=True),
+    Column("RULE", lambda r: r.rule, wide=True),
 )
 
 

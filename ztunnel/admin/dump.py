@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from mesh.model.policy import EgressPolicy, PeerAuthentication, Policy
 from mesh.model.snapshot import MeshSnapshot
-from mesh.model.workload import Health, Service, Workload
+from mesh.model.workload import Health, Service, Waypoint, Workload
 from mesh.policy.evaluate import ROOT_NAMESPACE
 from ztunnel.dataplane.values import Addr, Direction, Event, Path
 from ztunnel.identity.manager import CertificateStatus, State
@@ -99,7 +99,12 @@ def _workload(one: Workload, services: Sequence[str]) -> Json:
         "locality": {},
         "services": list(services),
         "captured": one.captured,
+        **_waypoint(one.waypoint),
     }
+
+
+def _waypoint(one: Waypoint | None) -> Json:
+    return {"waypoint": {"destination": f"{one.namespace}/{one.name}"}} if one else {}
 
 
 def services(snapshot: MeshSnapshot) -> list[Json]:
@@ -132,6 +137,7 @@ def _service(one: Service, snapshot: MeshSnapshot) -> Json:
         "endpoints": endpoints,
         "subjectAltNames": [],
         "ipFamilies": _families(one),
+        **_waypoint(one.waypoint),
     }
 
 

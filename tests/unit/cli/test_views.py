@@ -137,6 +137,15 @@ def test_connections_are_named_by_pod_and_end(nodes: Nodes) -> None:
     ]
 
 
+def test_wide_connections_say_which_rule_let_them_be(nodes: Nodes) -> None:
+    allowed = connection(WEB, "inbound") | {"rule": "shop/p rules[0]"}
+    nodes.pages[nodes.socket("n2", "ztunnel")]["/connections"] = [allowed]
+
+    result = nodes.run("connections", "-o", "wide")
+
+    assert result.stdout.splitlines()[1].rstrip().endswith("shop/p rules[0]")
+
+
 def test_only_connections_of_one_direction(nodes: Nodes) -> None:
     both = [connection(SHOPPER), connection(SHOPPER, "inbound")]
     nodes.pages[nodes.socket("n1", "ztunnel")]["/connections"] = both

@@ -13,6 +13,7 @@ from mesh.kube.parse import parse_object
 from mesh.kube.settings import TranslateSettings, Waypoints
 from mesh.model.snapshot import MeshSnapshot
 from tests.unit.mesh.builders import Raw, assembled, namespace, parsed, pod, service
+from ztunnel.admin import dump
 from ztunnel.dataplane.compile import compile_tables
 from ztunnel.dataplane.policy import compile_policies
 
@@ -88,6 +89,16 @@ def test_rows_say_why_on_both_sides() -> None:
     assert (tables.workloads[0].closed, tables.services[0].closed) == (BY_NAMESPACE, BY_NAMESPACE)
     assert [rule.name for policy in policies.policies for rule in policy.rules] == [BY_NAMESPACE]
     assert [guard.scopes for guard in policies.guards] == [(0,)]
+
+
+def test_dump_shows_the_waypoint_that_is_asked_for() -> None:
+    found = assembled(shop(use_waypoint="wp"), pod("web", "10.0.0.1"), service("www", "10.96.0.1"))
+    snapshot = MeshSnapshot.build(1, found.workloads, found.services, found.endpoints, found.namespaces)
+
+    assert [one["waypoint"] for one in (*dump.workloads(snapshot), *dump.services(snapshot))] == [
+        {"destination": "shop/wp"},
+        {"destination": "shop/wp"},
+    ]
 
 
 @pytest.mark.parametrize("target", [{"targetRefs": [{"kind": "Service", "name": "web"}]}, {"targetRef": {}}])
