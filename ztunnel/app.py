@@ -29,6 +29,7 @@ from ztunnel.dataplane.policy import compile_set
 from ztunnel.dataplane.policy_rows import PolicyVerdict
 from ztunnel.dataplane.values import Event, Kind
 from ztunnel.identity.client import CertificateSource
+from ztunnel.identity.expiry import ExpiryWatch
 from ztunnel.identity.kept import Kept, NothingKept
 from ztunnel.identity.manager import CertificateManager, State
 from ztunnel.identity.revocation import RevocationFeed
@@ -38,6 +39,7 @@ from ztunnel.inpod import LocalPods, ZdsClient
 from ztunnel.journal import Journal
 from ztunnel.lifecycle import Drainer
 from ztunnel.telemetry.accesslog import AccessLog
+from ztunnel.telemetry.certificates import CertificateReading
 from ztunnel.telemetry.decisions import Decisions
 from ztunnel.telemetry.exposition import Exposition, Reading
 from ztunnel.telemetry.latency import Latencies
@@ -114,6 +116,7 @@ class Ztunnel:
             **({"revocations": self.revocations.watch} if self.revocations else {}),
             "node agent": self._follow_agent,
             "kept certificates": self._forget_the_gone,
+            "ends of certificates": ExpiryWatch(self.certificates_manager.dump).run,
             "admin socket": functools.partial(http.serve_unix, http.admin, self, self._config.admin_socket),
         }
         if self.journal:
@@ -217,11 +220,9 @@ class Ztunnel:
         return Reading(
             cells=self._series.scrape(live, self.pump.drain()),
             counters=self._engine.counters(),
-            certificates={
-                str(one.identity): one.certificate.not_after.timestamp()
-                for one in self.certificates_manager.dump()
-                if one.certificate is not None
-            },
+            certificates=CertificateReading(
+                self.certificates_manager.dump(), self.revocations.status() if self.revocations else None
+            ),
             pods=len(self.pods),
             pods_started=self.pods.started,
             pods_stopped=self.pods.stopped,

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from nodeagent.cli import access, pcap, rows
+from nodeagent.cli import access, certificates, pcap, rows
 from nodeagent.cli.client import Answer, Program, ask, find
 from nodeagent.cli.evidence import Claim, Download, Evidence, LogLine, Outcome, Proof, claims, count
 from nodeagent.cli.playground_client import Playground, end
@@ -190,7 +190,7 @@ class Demo:
         }
         if wanted - served:
             return f"not captured: {', '.join(sorted(wanted - served))}"
-        have = {row.identity for row in rows.certificates(dumps) if row.kind == "Leaf" and row.serial}
+        have = {row.identity for row in certificates.rows(dumps) if row.kind == "Leaf" and row.serial}
         missing = {_identity(name) for name in wanted} - have
         return f"no certificate: {', '.join(sorted(missing))}" if missing else ""
 

@@ -20,7 +20,7 @@ COMMANDS = {
     "services": ("nodeagent.cli.views", "services", "Services and their endpoints."),
     "policies": ("nodeagent.cli.policies", "policies", "Policies: where enforced, how often they decided, dead rules."),
     "lint": ("nodeagent.cli.lint", "lint_", "Mistakes in policies before they are applied."),
-    "certs": ("nodeagent.cli.views", "certs", "Certificates of this mesh's workloads."),
+    "certs": ("nodeagent.cli.certs", "certs", "Certificates of this mesh's workloads."),
     "ca": ("nodeagent.cli.ca", "ca", "The certificate authority: where it stands, replace its issuer or root."),
     "connections": ("nodeagent.cli.views", "connections", "Open connections."),
     "explain": ("nodeagent.cli.explain", "explain", "Why a connection may be or not, or where it stops."),

@@ -15,7 +15,7 @@ import click
 from controlplane.ca import revocation
 from controlplane.ca.revocation import REASONS, BadList, Revoked
 from controlplane.ca.x509 import BadAuthority
-from nodeagent.cli import rows
+from nodeagent.cli import certificates
 from nodeagent.cli.client import RunningMesh, ask, find
 from nodeagent.cli.errors import CliError
 from nodeagent.cli.render import Column, Format, age, dump, emit, table
@@ -94,7 +94,7 @@ def revoked(mesh: str, node: str | None, form: str, run_dir: Path) -> None:
 
 def _meant(running: RunningMesh, what: str) -> list[Meant]:
     (dumps,) = ask(running, CONFIG_DUMP)
-    leaves = [row for row in rows.certificates(dumps) if row.kind == "Leaf" and row.serial]
+    leaves = [row for row in certificates.rows(dumps) if row.kind == "Leaf" and row.serial]
     serial = what.lower().replace(":", "").removeprefix("0x").lstrip("0")
     held = [row for row in leaves if what in (row.identity, _short(row.identity)) or row.serial == serial]
     if held:

@@ -13,9 +13,6 @@ from typing import Any, TypeVar
 
 from nodeagent.cli.client import Answer
 
-EXPIRY_WARNING = 0.1
-"""Part of a certificate's life."""
-
 
 @dataclass(frozen=True, slots=True)
 class WorkloadRow:
@@ -51,30 +48,6 @@ class ServiceRow:
 
 
 @dataclass(frozen=True, slots=True)
-class CertificateRow:
-    """``kind``: Leaf, Intermediate or Root. Times are RFC 3339 in UTC, empty while there is no certificate."""
-
-    node: str
-    identity: str
-    kind: str
-    status: str
-    valid: bool
-    serial: str
-    not_after: str
-    not_before: str
-
-    def seconds_left(self, now: float) -> float | None:
-        return seconds(self.not_after) - now if self.not_after else None
-
-    def is_expiring(self, now: float) -> bool:
-        """Close to its end: renewal is at half of its life, so it was tried and failed."""
-        if not self.not_after or not self.not_before:
-            return False
-        start, end = seconds(self.not_before), seconds(self.not_after)
-        return end - now < EXPIRY_WARNING * (end - start)
-
-
-@dataclass(frozen=True, slots=True)
 class ConnectionRow:
     """One end of one: ``local`` is the client, ``target`` what it dialled (outbound) or what is served, ``remote`` the
     endpoint or tunnel peer that was chosen."""
@@ -102,7 +75,7 @@ def workloads(dumps: Iterable[Answer], agents: Iterable[Answer]) -> list[Workloa
     states = {
         (pod["namespace"], pod["name"]): str(pod["state"])
         for answer in agents
-        for pod in _list(answer.data, "pods")
+        for pod in entries(answer.data, "pods")
         if {"namespace", "name", "state"} <= pod.keys()
     }
     rows = _merge(dumps, "workloads", _workload, lambda row: (row.namespace, row.name, row.uid))
@@ -111,14 +84,6 @@ def workloads(dumps: Iterable[Answer], agents: Iterable[Answer]) -> list[Workloa
 
 def services(dumps: Iterable[Answer]) -> list[ServiceRow]:
     return _merge(dumps, "services", _service, lambda row: (row.namespace, row.name, row.hostname))
-
-
-def certificates(dumps: Iterable[Answer]) -> list[CertificateRow]:
-    rows: list[CertificateRow] = []
-    for answer in dumps:
-        for entry in _list(answer.data, "certificates"):
-            rows.extend(_certificate(answer.node, entry))
-    return rows
 
 
 def connections(live: Iterable[Answer]) -> list[ConnectionRow]:
@@ -133,7 +98,7 @@ def _merge(
     differs: dict[Any, list[str]] = {}
     answering = [answer for answer in dumps if answer.data is not None]
     for position, answer in enumerate(answering):
-        seen = {name(row): row for row in map(read, _list(answer.data, key))}
+        seen = {name(row): row for row in map(read, entries(answer.data, key))}
         for one, row in seen.items():
             if one not in found and position:
                 differs[one] = [earlier.node for earlier in answering[:position]]
@@ -149,7 +114,7 @@ def seconds(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def _list(data: Any, key: str) -> Iterator[Mapping[str, Any]]:
+def entries(data: Any, key: str) -> Iterator[Mapping[str, Any]]:
     """Entries under a key: ztunnel's dumps have both lists and maps there."""
     value = data.get(key) if isinstance(data, Mapping) else None
     items: Iterable[Any] = value.values() if isinstance(value, Mapping) else value or ()
@@ -176,7 +141,7 @@ def _workload(raw: Mapping[str, Any]) -> WorkloadRow:
 
 
 def _service(raw: Mapping[str, Any]) -> ServiceRow:
-    endpoints = list(_list(raw, "endpoints"))
+    endpoints = list(entries(raw, "endpoints"))
     return ServiceRow(
         namespace=str(raw.get("namespace", "")),
         name=str(raw.get("name", "")),
@@ -194,26 +159,6 @@ def _waypoint(raw: Mapping[str, Any]) -> str:
     if not isinstance(waypoint, Mapping):
         return "None"
     return str(waypoint.get("destination") or waypoint.get("hostname") or "None")
-
-
-def _certificate(node: str, raw: Mapping[str, Any]) -> Iterator[CertificateRow]:
-    identity, state = str(raw.get("identity", "")), str(raw.get("state", ""))
-    chain = [cert for cert in raw.get("certChain") or () if isinstance(cert, Mapping)]
-    roots = [cert for cert in raw.get("rootCerts") or () if isinstance(cert, Mapping)]
-    if not chain:
-        yield CertificateRow(node, identity, "Leaf", state or "Unavailable", False, "", "", "")
-    for index, cert in enumerate([*chain, *roots]):
-        kind = "Root" if index >= len(chain) else "Intermediate" if index else "Leaf"
-        yield CertificateRow(
-            node=node,
-            identity=identity,
-            kind=kind,
-            status=state,
-            valid=bool(cert.get("valid", True)),
-            serial=str(cert.get("serialNumber", "")),
-            not_after=str(cert.get("expirationTime", "")),
-            not_before=str(cert.get("validFrom", "")),
-        )
 
 
 def _connection(node: str, raw: Mapping[str, Any]) -> ConnectionRow:

@@ -13,10 +13,10 @@ from typing import Any
 import click
 
 from mesh.printable import printable
-from nodeagent.cli import rows
+from nodeagent.cli import certificates, rows
 from nodeagent.cli.client import Answer, RunningMesh, ask, find, is_listening, unreachable
 from nodeagent.cli.errors import Exit
-from nodeagent.cli.render import Column, Format, age, dump, emit, table
+from nodeagent.cli.render import Column, Format, dump, emit, table
 from nodeagent.cli.views import CONFIG_DUMP, CONNECTIONS_PAGE, STATUS, TUNNEL_STATUS, examples, mesh_options
 from nodeagent.playground.identity import ProcessId
 
@@ -91,7 +91,7 @@ def assemble(
     now: float,
 ) -> MeshStatus:
     """Answers in the order of the nodes; ``live``: their /connections; ``tunnels``: their ztunnels' /status."""
-    certificates = rows.certificates(dumps)
+    held = certificates.rows(dumps)
     connections = rows.connections(live)
     problems = _program_problems(mesh, dumps, agents)
     nodes = []
@@ -99,7 +99,7 @@ def assemble(
         data: Mapping[str, Any] = agent.data if isinstance(agent.data, Mapping) else {}
         pods = [pod for pod in data.get("pods") or () if isinstance(pod, Mapping)]
         captured = [pod for pod in pods if pod.get("state") == "captured"]
-        leaves = [row for row in certificates if row.node == agent.node and row.kind == "Leaf"]
+        leaves = [row for row in held if row.node == agent.node and row.kind == "Leaf"]
         nodes.append(
             NodeRow(
                 node=agent.node,
@@ -117,12 +117,7 @@ def assemble(
             for pod in pods
             if pod.get("state") != "captured"
         ]
-        problems += [
-            f"{agent.node}: certificate of {row.identity} "
-            + (f"ends in {age(row.seconds_left(now) or 0)} and was not renewed" if row.valid else f"is {row.status}")
-            for row in leaves
-            if not row.valid or row.is_expiring(now)
-        ]
+    problems += certificates.problems(held, now)
     problems += _revocation_problems(tunnels)
     problems += _journal_problems((*tunnels, *agents))
     problems += [

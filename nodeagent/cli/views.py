@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`qanat workloads | services | certs | connections`: what the nodes of a running mesh know, side by side."""
+"""`qanat workloads | services | connections`: what the nodes of a running mesh know, side by side."""
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -144,60 +143,6 @@ def services(mesh: str, node: str | None, form: str, run_dir: Path, namespace: s
     (dumps,) = ask(running, CONFIG_DUMP)
     found = [row for row in rows.services(dumps) if _is_in(namespace, row.namespace)]
     show(running, Format(form), "services", SERVICES, found, (dumps,), "no services")
-
-
-def _left(row: rows.CertificateRow) -> str:
-    left = row.seconds_left(time.time())
-    return "" if left is None else age(left)
-
-
-CERTS: tuple[Column[rows.CertificateRow], ...] = (
-    Column("NODE", lambda r: r.node),
-    Column("CERTIFICATE NAME", lambda r: r.identity),
-    Column("TYPE", lambda r: r.kind),
-    Column("STATUS", lambda r: r.status, style=lambda r: "" if r.status == "Available" else "yellow"),
-    Column("VALID CERT", lambda r: str(r.valid).lower(), style=lambda r: "" if r.valid else "red"),
-    Column("EXPIRES IN", _left, style=lambda r: "red" if r.is_expiring(time.time()) else ""),
-    Column("SERIAL NUMBER", lambda r: r.serial),
-    Column("NOT AFTER", lambda r: r.not_after),
-    Column("NOT BEFORE", lambda r: r.not_before),
-)
-
-
-class _Certs(click.Group):
-    """Its commands that write are imported when they are used."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["revoke", "revoked", "unrevoke"]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.list_commands(ctx):
-            return None
-        found = getattr(importlib.import_module("nodeagent.cli.revoke"), cmd_name)
-        assert isinstance(found, click.Command)
-        return found
-
-
-@click.group(cls=_Certs, invoke_without_command=True, epilog=examples(
-    "qanat certs", "qanat certs --node n1 -o json | jq '.certificates[] | select(.kind == \"Leaf\")'"
-))  # fmt: skip
-@mesh_options
-@namespace_option
-@click.pass_context
-def certs(ctx: click.Context, mesh: str, node: str | None, form: str, run_dir: Path, namespace: str | None) -> None:
-    """Certificates each node holds for its own pods; -o wide, json and yaml have their issuers too.
-
-    Keys are never shown: they do not leave ztunnel."""
-    if ctx.invoked_subcommand is not None:
-        ctx.default_map = {ctx.invoked_subcommand: {"mesh": mesh, "node": node, "form": form, "run_dir": run_dir}}
-        return
-    running = find(mesh, node, run_dir)
-    (dumps,) = ask(running, CONFIG_DUMP)
-    inside = f"/ns/{namespace}/"
-    found = [row for row in rows.certificates(dumps) if namespace is None or inside in row.identity]
-    if Format(form) is Format.TABLE:
-        found = [row for row in found if row.kind == "Leaf"]
-    show(running, Format(form), "certificates", CERTS, found, (dumps,), "no certificates: no captured pods yet")
 
 
 CONNECTIONS: tuple[Column[rows.ConnectionRow], ...] = (

@@ -151,6 +151,8 @@ def certificates(found: Iterable[CertificateStatus]) -> list[Json]:
         {
             "identity": str(one.identity),
             "state": _CERTIFICATE_STATES.get(one.state, f"Unavailable: {one.error}"),
+            # Ours, beside what istioctl reads.
+            **_life(one),
             "certChain": [_certificate(cert) for cert in (one.certificate.chain if one.certificate else ())],
             "rootCerts": [_certificate(cert) for cert in (one.certificate.roots if one.certificate else ())],
         }
@@ -164,7 +166,19 @@ def _certificate(one: CertificateInfo) -> Json:
         "serialNumber": one.serial,
         "validFrom": _moment(one.not_before),
         "expirationTime": _moment(one.not_after),
+        "subject": one.subject,
+        "issuer": one.issuer,
+        "fingerprint": one.fingerprint,
         "valid": one.not_before <= dt.datetime.now(dt.UTC) < one.not_after,
+    }
+
+
+def _life(one: CertificateStatus) -> Json:
+    return {
+        "stateName": one.state.value,
+        "nextAction": None if one.next_at is None else _moment(dt.datetime.fromtimestamp(one.next_at, dt.UTC)),
+        "failures": one.failures,
+        "error": one.error,
     }
 
 

@@ -70,6 +70,9 @@ class CertificateStatus:
     error: str
     failures: int
     next_at: float | None
+    obtained_at: float = 0.0
+    failed: int = 0
+    """Attempts that failed since we know the identity; `failures`: of them those since the last success."""
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +86,7 @@ class _Entry:
     """When to act next; None while a fetch is wanted or under way. This and `tried` by the steady clock."""
     error: str = ""
     failures: int = 0
+    failed: int = 0
     task: asyncio.Task[None] | None = None
     sooner: asyncio.Event = field(default_factory=asyncio.Event)
     waiters: list[asyncio.Future[IssuedCertificate]] = field(default_factory=list)
@@ -180,7 +184,16 @@ class CertificateManager:
     def dump(self) -> tuple[CertificateStatus, ...]:
         """Every identity, sorted."""
         found = (
-            CertificateStatus(e.identity, self._state(e), e.certificate, e.error, e.failures, self._wall(e.due))
+            CertificateStatus(
+                e.identity,
+                self._state(e),
+                e.certificate,
+                e.error,
+                e.failures,
+                self._wall(e.due),
+                e.obtained_at,
+                e.failed,
+            )
             for e in self._entries.values()
         )
         return tuple(sorted(found, key=lambda status: status.identity))
@@ -330,6 +343,7 @@ class CertificateManager:
 
     def _failed(self, entry: _Entry, error: CaError) -> None:
         entry.failures += 1
+        entry.failed += 1
         entry.error = str(error)
         wait = min(BACKOFF_FIRST_S * 2 ** min(entry.failures - 1, 16), BACKOFF_LAST_S) * self._jitter()
         if entry.certificate is not None and (left := self._times.left(entry.certificate.not_after)) > 0:

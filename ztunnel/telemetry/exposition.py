@@ -11,6 +11,8 @@ from prometheus_client.exposition import choose_encoder
 
 from mesh.telemetry.labels import LABELS, SERIES
 from ztunnel.dataplane.values import Counters, Reason
+from ztunnel.telemetry.certificates import CertificateReading
+from ztunnel.telemetry.certificates import families as certificate_families
 from ztunnel.telemetry.decisions import LABELS as DECISION_LABELS
 from ztunnel.telemetry.decisions import Decisions
 from ztunnel.telemetry.latency import Histogram, Latencies
@@ -19,11 +21,11 @@ from ztunnel.telemetry.series import Cell, TrafficSeries
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """All that one scrape shows, taken at one moment. `certificates`: identity -> end of life, seconds since 1970."""
+    """All that one scrape shows, taken at one moment."""
 
     cells: Sequence[Cell]
     counters: Counters
-    certificates: dict[str, float]
+    certificates: CertificateReading
     pods: int
     pods_started: int
     pods_stopped: int
@@ -57,12 +59,7 @@ class Exposition:
         yield from self._node(reading)
 
     def _node(self, reading: Reading) -> Iterable[Metric]:
-        expiry = GaugeMetricFamily(
-            "qanat_certificate_expiry_timestamp_seconds", "End of a certificate's life.", labels=["identity"]
-        )
-        for identity, moment in reading.certificates.items():
-            expiry.add_metric([identity], moment)
-        yield expiry
+        yield from certificate_families(reading.certificates)
         build = GaugeMetricFamily("istio_build", "Component and version.", labels=["component", "tag"])
         build.add_metric(["ztunnel", f"qanat-{self._version}"], 1)
         yield build

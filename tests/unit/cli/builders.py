@@ -91,7 +91,7 @@ def service(name: str, statuses: tuple[str, ...] = ("Healthy",)) -> Any:
 
 def certificate(account: str, *, not_before: str, not_after: str, state: str = "Available") -> Any:
     cert = {"pem": "", "serialNumber": "17", "validFrom": not_before, "expirationTime": not_after}
-    root = {**cert, "serialNumber": "1"}
+    root = {**cert, "serialNumber": "1", "validFrom": "2020-01-01T00:00:00Z", "expirationTime": "2120-01-01T00:00:00Z"}
     return {
         "identity": f"spiffe://cluster.local/ns/shop/sa/{account}",
         "state": state,

@@ -125,6 +125,102 @@ def test_certificates_are_shown_per_node_with_their_roots(nodes: Nodes) -> None:
     assert found == [("n1", "Leaf", "17"), ("n1", "Root", "1"), ("n2", "Leaf", "17"), ("n2", "Root", "1")]
 
 
+def test_certificates_show_what_an_operator_asks(nodes: Nodes) -> None:
+    entry = certificate("shopper", not_before=moment(-1), not_after=moment(23))
+    entry |= {"stateName": "valid", "nextAction": moment(5.01), "failures": 2, "error": "no answer from the authority"}
+    entry["certChain"][0] |= {"issuer": "CN=issuer one", "fingerprint": "ab" * 32}
+    entry["rootCerts"][0] |= {"subject": "CN=root", "fingerprint": "cd" * 32}
+    nodes.pages[nodes.socket("n1", "ztunnel")]["/config_dump"] = dump(certificates=[entry])
+
+    result = nodes.run("certs", "--node", "n1")
+
+    head, line = result.stdout.splitlines()
+    titles = ("STATUS", "EXPIRES IN", "NEXT RENEWAL", "SERIAL NUMBER", "ISSUER", "ROOT", "LAST ERROR")
+    shown = {title: line[head.index(title) :].split("  ")[0].strip() for title in titles}
+    assert shown == {
+        "STATUS": "valid",
+        "EXPIRES IN": "23h",
+        "NEXT RENEWAL": "5h",
+        "SERIAL NUMBER": "17",
+        "ISSUER": "CN=issuer one",
+        "ROOT": "cd" * 8,
+        "LAST ERROR": "no answer from the authority",
+    }
+    (leaf, root) = json.loads(nodes.run("certs", "--node", "n1", "-o", "json").stdout)["certificates"]
+    assert leaf["roots"] == [root["fingerprint"]] == ["cd" * 32]
+
+
+def test_check_passes_when_everything_lives_long_enough(nodes: Nodes) -> None:
+    result = nodes.run("certs", "--check", "6h")
+
+    assert result.exit_code == 0
+    assert "all 4 certificates, with their issuers and roots, live longer than 6h" in result.stdout
+
+
+@pytest.mark.parametrize("what", ["leaf", "issuer", "root", "missing"])
+def test_check_fails_and_names_what_ends_sooner(nodes: Nodes, what: str) -> None:
+    entry = certificate("web", not_before=moment(-1), not_after=moment(23))
+    short = {**entry["certChain"][0], "serialNumber": "99", "expirationTime": moment(5)}
+    match what:
+        case "leaf":
+            entry["certChain"] = [short]
+        case "issuer":
+            entry["certChain"].append(short)
+        case "root":
+            entry["rootCerts"] = [short]
+        case _:
+            entry |= {"certChain": [], "rootCerts": [], "state": "Unavailable: no answer"}
+    nodes.pages[nodes.socket("n2", "ztunnel")]["/config_dump"] = dump(certificates=[entry])
+
+    result = nodes.run("certs", "--check", "6h", "-o", "json")
+
+    (row,) = json.loads(result.stdout)["certificates"]
+    assert (row["node"], row["serial"]) == ("n2", "" if what == "missing" else "99")
+    assert result.exit_code == 1
+
+
+@pytest.mark.parametrize("text", ["6", "soon", ""])
+def test_check_wants_a_duration(nodes: Nodes, text: str) -> None:
+    result = nodes.run("certs", "--check", text)
+
+    assert result.exit_code == 2
+    assert "not a duration" in result.stderr
+
+
+def test_status_names_ends_and_failed_renewals_long_before(nodes: Nodes) -> None:
+    shaky = certificate("web", not_before=moment(-1), not_after=moment(23))
+    shaky |= {"stateName": "valid", "failures": 4, "error": "no answer"}
+    late = certificate("cart", not_before=moment(-20), not_after=moment(4))
+    late |= {"stateName": "expiring", "failures": 9, "error": "no answer"}
+    root = {"subject": "CN=old root", "serialNumber": "5", "validFrom": moment(-9000), "expirationTime": moment(300)}
+    shaky["rootCerts"] = late["rootCerts"] = [root]
+    nodes.pages[nodes.socket("n2", "ztunnel")]["/config_dump"] = dump(certificates=[late, shaky])
+
+    result = nodes.run("status", "-o", "json")
+
+    one = "spiffe://cluster.local/ns/shop/sa"
+    assert json.loads(result.stdout)["problems"] == [
+        f"n2: certificate of {one}/cart ends in 4h and was not renewed: no answer",
+        "root CN=old root ends in 12d: qanat ca rotate root",
+        f"n2: certificate of {one}/web (ends in 23h) was not renewed in 4 attempts: no answer",
+    ]
+    assert result.exit_code == 1
+
+
+def test_status_names_a_revocation_list_that_is_not_used(nodes: Nodes) -> None:
+    found = {"revocations": {"file": "/x/crl.pem", "error": "/x/crl.pem is not used: damaged", "late": False}}
+    late = {"revocations": {"file": "/x/crl.pem", "error": "", "late": True, "nextUpdate": "2026-01-01T00:00:00Z"}}
+    nodes.pages[nodes.socket("n1", "ztunnel")]["/status"] = found
+    nodes.pages[nodes.socket("n2", "ztunnel")]["/status"] = late
+
+    result = nodes.run("status", "-o", "json")
+
+    assert json.loads(result.stdout)["problems"] == [
+        "n1: revocation list /x/crl.pem is not used: damaged",
+        "n2: revocation list /x/crl.pem should have been renewed by 2026-01-01T00:00:00Z; it is still enforced",
+    ]
+
+
 def test_connections_are_named_by_pod_and_end(nodes: Nodes) -> None:
     nodes.pages[nodes.socket("n1", "ztunnel")]["/connections"] = [connection(SHOPPER)]
     nodes.pages[nodes.socket("n2", "ztunnel")]["/connections"] = [connection(WEB, "inbound", "plain")]

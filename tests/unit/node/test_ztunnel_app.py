@@ -233,6 +233,21 @@ async def test_verdict_is_the_engines_for_a_pod_of_this_node_and_no_other(runnin
         assert (await ask(**bad))[0] == 400
 
 
+async def test_ends_and_failures_of_certificates_are_metrics(running: Running) -> None:
+    running.certify()
+    await eventually(lambda: any(one.failed for one in running.app.certificates_manager.dump()))
+    (held,) = running.app.certificates_manager.dump()
+    assert held.certificate is not None
+
+    _, page = await running.get("/stats/prometheus")
+
+    values = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line[0] != "#"}
+    ends = held.certificate.not_after.timestamp()
+    assert values[f'qanat_certificate_expiry_timestamp_seconds{{identity="{CLIENT}"}}'] == ends
+    assert values[f'qanat_certificate_renewal_failures_total{{identity="{CLIENT}"}}'] >= 1
+    assert values['qanat_root_expiry_timestamp_seconds{serial="7",subject=""}'] == ends
+
+
 async def test_certificate_the_engine_asks_for_is_ordered(running: Running) -> None:
     asked = Identity("cluster.local", "shop", "urgent")
 
