@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from tests.core import paper
 from tests.core.paper import Paper, weak_rsa
@@ -77,6 +78,14 @@ def issuer_missing() -> Own:
     return Own(made.pem, made.key_pem, top.pem)
 
 
+def encrypted_key() -> Own:
+    top = paper.root()
+    made = top.sign(CLIENT)
+    secret = serialization.BestAvailableEncryption(b"secret")
+    key = made.key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secret)
+    return Own(made.chain, key, top.pem)
+
+
 def two_keys() -> Own:
     made = good()
     return _with(made, key=made.key + good().key)
@@ -97,6 +106,7 @@ WRONG: dict[str, tuple[Callable[[], Own], str]] = {
     "empty key": (lambda: _with(good(), key=b""), "private key: empty"),
     "key is no PEM": (lambda: _with(good(), key=b"hello"), "private key: none in it"),
     "key is damaged": (lambda: _with(good(), key=good().key[:-60]), "private key: damaged, cut short or encrypted"),
+    "key is encrypted": (encrypted_key, "private key: damaged, cut short or encrypted"),
     "two keys": (two_keys, "private key: more than one key"),
     "key of another": (lambda: _with(good(), key=good().key), "the private key is another certificate's"),
     "expired": (lambda: leaf(begins_s=-600, ends_s=-5), rf"expired: {CLIENT} ended 20\S+Z, the clock says 20"),

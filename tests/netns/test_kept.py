@@ -137,7 +137,8 @@ async def test_certificate_of_a_pod_that_left_while_nobody_looked_is_forgotten(m
 
 
 def kept_keys(mesh: Playground) -> list[bytes]:
-    """What a thief would look for: of each kept key its PEM body, and its 32 secret bytes."""
+    """What a thief would look for: of each kept key a part of its PEM that is all secret, and its 32 secret bytes as
+    files and as OpenSSL's numbers have them."""
     found = []
     for node in ("n1", "n2"):
         ring = Keyring(node_keyring(mesh.paths.name, node))
@@ -146,8 +147,9 @@ def kept_keys(mesh: Playground) -> list[bytes]:
             lines = body["key"].strip().splitlines()[1:-1]
             der = base64.b64decode("".join(lines))
             at = der.index(b"\x04\x20") + 2  # ECPrivateKey.privateKey: OCTET STRING of 32 bytes
-            found += ["".join(lines).encode()[40:100], der[at : at + 32]]
-    assert len(found) >= 4
+            secret = der[at : at + 32]
+            found += [lines[1][:24].encode(), secret, secret[::-1]]
+    assert len(found) >= 6
     return found
 
 
@@ -184,7 +186,7 @@ async def test_keys_are_in_no_file_log_dump_or_other_program(mesh: Playground) -
             assert b"PRIVATE KEY" not in shown
     owner = pids.pop("ztunnel/n1")
     assert owner is not None
-    assert await asyncio.to_thread(holds, owner, keys), "the search finds keys where they are"
+    await until("the search finds keys where they are", lambda: holds(owner, kept_keys(mesh)))
     for name, pid in pids.items():
         assert pid is not None
         assert not await asyncio.to_thread(holds, pid, keys), name

@@ -171,6 +171,30 @@ def test_pipe_in_the_place_of_the_file_does_not_stop_us(place: Place) -> None:
     assert "not a file" in place.feed.status().error
 
 
+def test_certificate_of_a_replaced_issuer_can_still_be_revoked(place: Place) -> None:
+    place.feed.trust(WEB, place.web)
+    place.authority.rotate_issuer()
+
+    place.revoke(place.web.serial)
+    place.feed.look()
+
+    assert place.feed.status().error == ""
+    assert place.is_revoked()
+
+
+def test_list_of_the_next_root_is_believed_by_who_has_its_bundle(place: Place) -> None:
+    place.feed.trust(WEB, place.web)
+    place.authority.rotate_root()
+    place.authority.advance(everybody_trusts_both=True)
+    place.feed.trust(WEB, x509.with_roots(place.web, place.authority.bundle_pem().encode(), dt.datetime.now(dt.UTC)))
+
+    place.revoke(place.web.serial)
+    place.feed.look()
+
+    assert place.feed.status().error == ""
+    assert place.is_revoked()
+
+
 def test_list_of_another_authority_is_refused_until_its_root_is_trusted(place: Place, tmp_path: Path) -> None:
     other = Authority(tmp_path / "other" / "ca", TRUST_DOMAIN, 3600)
     place.feed.trust(WEB, place.web)
