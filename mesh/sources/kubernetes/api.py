@@ -38,7 +38,11 @@ class Gone(ApiError):
 
 
 class NotServed(ApiError):
-    """404: the API has no such resource (a CRD that is not installed)."""
+    """404: the API has no such resource (a CRD that is not installed), or no such object."""
+
+
+class Conflict(ApiError):
+    """409: somebody else has written it since, or it is there already."""
 
 
 class PageTooLarge(ApiError):
@@ -130,6 +134,15 @@ class Api:
         except httpx.HTTPError as error:
             raise self._unreachable(f"watch {path}", error) from error
 
+    async def get(self, path: str) -> Raw:
+        """One object. Raises ApiError."""
+        try:
+            answer = await self._client.get(path)
+        except httpx.HTTPError as error:
+            raise self._unreachable(f"get {path}", error) from error
+        await _check(answer, f"get {path}")
+        return _decoded(answer.content, f"get {path}")
+
     async def send(
         self, method: str, path: str, body: Mapping[str, Any], content_type: str = "application/json"
     ) -> Raw:
@@ -167,6 +180,8 @@ async def _check(answer: httpx.Response, what: str) -> None:
             raise ApiError(f"{reason} (the role needs get, list and watch on it)")
         case 404:
             raise NotServed(reason)
+        case 409:
+            raise Conflict(reason)
         case 410:
             raise Gone(reason)
         case _:
