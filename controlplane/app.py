@@ -7,8 +7,9 @@ import asyncio
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from controlplane.ca.access import ClientCertificates, NodeTokens, Permissions
+from controlplane.ca.access import Authenticator, ClientCertificates, NodeTokens, Permissions
 from controlplane.ca.admin import AdminSocket
 from controlplane.ca.announcer import Announcer
 from controlplane.ca.authority import Authority
@@ -17,9 +18,13 @@ from controlplane.ca.service import CertificateServer, CertificateService, TlsLi
 from controlplane.ca.serving import ServerIdentity
 from controlplane.ca.storage import write_atomically
 from controlplane.config import Config
-from mesh.lifecycle import Shutdown, supervise
+from mesh.lifecycle import Shutdown, supervise, until_any
 from mesh.model.identity import Identity
-from mesh.sources.files import FileSource
+from mesh.model.snapshot import MeshSnapshot
+from mesh.sources import Source, SourceError
+
+if TYPE_CHECKING:
+    from controlplane.kube.seat import Seat
 
 log = logging.getLogger(__name__)
 
@@ -27,16 +32,33 @@ log = logging.getLogger(__name__)
 async def run(config: Config, shutdown: Shutdown) -> None:
     """Returns after `shutdown`. Raises BadAuthority or OSError when it cannot start."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
+    if config.source.kind == "files":
+        await _serve(config, shutdown, (NodeTokens(config.nodes_dir), ClientCertificates()), None)
+        return
+    from controlplane.kube.seat import SeatError, in_cluster  # 20 MB that files do not need
+
+    try:
+        async with in_cluster(config, shutdown) as seated:
+            if seated is not None:
+                ways = (seated.reviews, ClientCertificates())
+                await _serve(config, shutdown, ways, seated.seat, seated.permissions)
+    except SeatError as error:
+        raise OSError(str(error)) from error
+
+
+async def _serve(
+    config: Config,
+    shutdown: Shutdown,
+    ways: tuple[Authenticator, ...],
+    seat: Seat | None,
+    permissions: Permissions | None = None,
+) -> None:
+    """`permissions`: filled before anybody is served."""
     authority = Authority(config.authority_dir, config.trust_domain, config.leaf_ttl_s)
-    source = FileSource(
-        config.config, status_dirs=config.status_dirs, cluster=config.cluster, trust_domain=config.trust_domain
-    )
-    snapshot, errors = source.load()
-    for error in errors:
-        log.warning("mesh object not used", extra={"cause": error})
-    permissions = Permissions(snapshot)
+    if seat is not None:
+        await seat.save()
+    permissions = permissions or Permissions(MeshSnapshot.build(0))
     announcer = Announcer(authority.bundle_pem())
-    ways = (NodeTokens(config.nodes_dir), ClientCertificates())
     service = CertificateService(authority, ways, permissions, announcer)
     listeners = [TlsListener(place, client_certificates=False) for place in config.tls]
     listeners += [TlsListener(place, client_certificates=True) for place in config.mtls]
@@ -47,34 +69,23 @@ async def run(config: Config, shutdown: Shutdown) -> None:
     server = CertificateServer(service, config.socket, listeners, identity)
     keeper = RotationKeeper(authority, announcer, permissions, config.revoked, identity)
     admin = AdminSocket(keeper, config.admin_socket)
-
-    async def follow() -> None:
-        known = set(errors)
-        async for update in source.watch():
-            for error in update.errors:
-                if error not in known:
-                    log.warning("mesh object not used", extra={"cause": error})
-            known = set(update.errors)
-            await permissions.replace(update.snapshot)
+    following = _Following(config.source.open(), permissions)
 
     async with asyncio.TaskGroup() as group:
         running = [
-            group.create_task(supervise("mesh source", follow), name="mesh source"),
+            group.create_task(supervise("mesh source", following.run), name="mesh source"),
             group.create_task(supervise("rotation", keeper.run), name="rotation"),
         ]
-        await server.start()
-        await admin.start()
-        announce(config.ready_file)
-        log.info(
-            "ready",
-            extra={
-                "mesh": config.mesh,
-                "socket": str(config.socket),
-                "tls_ports": server.ports,
-                "workloads": len(snapshot.workloads),
-            },
-        )
+        if seat is not None:
+            running.append(group.create_task(seat.hold(shutdown), name="seat"))
         try:
+            await until_any(following.has_snapshot, shutdown.orderly)
+            if not shutdown.orderly.is_set():
+                await server.start()
+                await admin.start()
+                announce(config.ready_file)
+                workloads = len(permissions.snapshot.workloads)
+                log.info("ready", extra={"mesh": config.mesh, "socket": str(config.socket), "workloads": workloads})
             await shutdown.orderly.wait()
         finally:
             config.ready_file.unlink(missing_ok=True)
@@ -84,6 +95,25 @@ async def run(config: Config, shutdown: Shutdown) -> None:
             for task in running:
                 task.cancel()
     log.info("stopped")
+
+
+class _Following:
+    """The mesh source into the permissions."""
+
+    def __init__(self, source: Source, permissions: Permissions) -> None:
+        self._source = source
+        self._permissions = permissions
+        self._known: frozenset[SourceError] = frozenset()
+        self.has_snapshot = asyncio.Event()
+
+    async def run(self) -> None:
+        async for update in self._source.watch():
+            for error in update.errors:
+                if error not in self._known:
+                    log.warning("mesh object not used", extra={"cause": error})
+            self._known = frozenset(update.errors)
+            await self._permissions.replace(update.snapshot)
+            self.has_snapshot.set()
 
 
 def announce(path: Path) -> None:

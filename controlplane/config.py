@@ -10,22 +10,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mesh.kube.settings import Labels, TranslateSettings
+from mesh.sources.choice import SourceChoice
+
 RUN_ROOT = Path("/run/qanat")
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """`run_dir`: the mesh's own, ``/run/qanat/<mesh>``. `config`: directories of the user's YAML. `status_dirs`: those
-    that programs write (pod addresses and nodes). `leaf_ttl_s`: the longest life of a leaf. `tls`, `mtls`: host:port to
-    serve on, for callers with tokens and with client certificates; `tls_names`: what they call us."""
+    """`run_dir`: the mesh's own, ``/run/qanat/<mesh>``. `replica`: our name among the replicas. `node_accounts`:
+    "<namespace>/<service account>" whose tokens stand for a node. `leaf_ttl_s`: the longest life of a leaf. `tls`,
+    `mtls`: host:port to serve on, for callers with tokens and with client certificates; `tls_names`: what they call
+    us."""
 
     mesh: str
     run_dir: Path
-    config: tuple[Path, ...]
-    status_dirs: tuple[Path, ...]
-    trust_domain: str
-    cluster: str
+    source: SourceChoice
+    replica: str
+    node_accounts: tuple[str, ...]
     leaf_ttl_s: float
     tls: tuple[str, ...]
     mtls: tuple[str, ...]
@@ -33,6 +36,10 @@ class Config:
     namespace: str
     log_level: str
     log_format: str
+
+    @property
+    def trust_domain(self) -> str:
+        return self.source.translate.trust_domain
 
     @property
     def socket(self) -> Path:
@@ -95,6 +102,23 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     )
     parser.add_argument("--config", action="append", default=None, help="directory of YAML; may be repeated")
     parser.add_argument("--status", action="append", default=None, help="directory of YAML that programs write")
+    parser.add_argument(
+        "--source",
+        default=env("SOURCE", "files"),
+        choices=["files", "kubernetes"],
+        help="where objects come from; with kubernetes the replicas elect a leader by the Lease qanat-controlplane "
+        "and keys are kept in the Secret qanat-ca of --namespace",
+    )
+    parser.add_argument("--kubeconfig", default=env("KUBECONFIG"), help="default: the pod's service account")
+    parser.add_argument("--labels", default=env("LABELS", "qanat"), choices=[one.value for one in Labels])
+    parser.add_argument("--replica", default=env("REPLICA", os.uname().nodename), help="our name among the replicas")
+    parser.add_argument(
+        "--node-account",
+        action="append",
+        default=None,
+        metavar="NAMESPACE/NAME",
+        help="service account whose pod-bound tokens stand for a node; default <namespace>/qanat-ztunnel",
+    )
     parser.add_argument("--trust-domain", default=env("TRUST_DOMAIN", "cluster.local"))
     parser.add_argument("--cluster", default=env("CLUSTER", "Kubernetes"))
     parser.add_argument("--leaf-ttl", default=env("LEAF_TTL", "24h"), help="longest life of a workload certificate")
@@ -138,15 +162,20 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
             parser.error(f"--tls, --mtls: {place!r} is not host:port")
     names = served["tls_name"] or ("localhost", f"qanat-controlplane.{given.namespace}.svc")
     run_dir = mesh_dir(Path(given.run_dir), given.mesh)
-    own = run_dir / "status"
+    source = SourceChoice.of(
+        given.source,
+        dirs=paths(given.config, env("CONFIG")),
+        status_dirs=paths(given.status, env("STATUS")),
+        own_status=run_dir / "status",
+        kubeconfig=Path(given.kubeconfig) if given.kubeconfig else None,
+        translate=TranslateSettings(given.cluster, given.trust_domain, labels=Labels(given.labels)),
+    )
     return Config(
         mesh=given.mesh,
         run_dir=run_dir,
-        # The mesh's own status directory is one of programs, however given.
-        config=tuple(one for one in paths(given.config, env("CONFIG")) if one != own),
-        status_dirs=(*(one for one in paths(given.status, env("STATUS")) if one != own), own),
-        trust_domain=given.trust_domain,
-        cluster=given.cluster,
+        source=source,
+        replica=given.replica,
+        node_accounts=_words(given.node_account, env("NODE_ACCOUNT")) or (f"{given.namespace}/qanat-ztunnel",),
         leaf_ttl_s=leaf_ttl_s,
         tls=served["tls"],
         mtls=served["mtls"],

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +237,70 @@ async def test_verdict_is_remembered_for_a_minute(admin: Api, space: str, node_p
             except NotAuthenticated:
                 break
             await asyncio.sleep(0.1)
+
+
+# --- the whole program
+
+
+class Program:
+    """``python -m controlplane`` as a replica."""
+
+    def __init__(self, directory: Path, kubeconfig: Path, space: str, name: str) -> None:
+        self.directory = directory / name
+        self.directory.mkdir()
+        self.log = self.directory / "log"
+        argv = [sys.executable, "-m", "controlplane", "--source", "kubernetes", "--kubeconfig", str(kubeconfig)]
+        argv += ["--run-dir", str(self.directory), "--namespace", space, "--replica", name]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(argv, stdout=log, stderr=log)
+
+    @property
+    def is_ready(self) -> bool:
+        return (self.directory / "default" / "controlplane.ready").exists()
+
+    @property
+    def root(self) -> bytes:
+        return (self.directory / "default" / "ca" / "root.pem").read_bytes()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def replicas(api_server: ApiServerProcess, space: str, tmp_path: Path) -> Iterator[Callable[[str], Program]]:
+    made: list[Program] = []
+
+    def start(name: str) -> Program:
+        made.append(Program(tmp_path, api_server.kubeconfig, space, name))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()
+
+
+async def test_replica_that_stands_by_goes_on_with_the_keys_of_one_that_ends(
+    replicas: Callable[[str], Program],
+) -> None:
+    first = replicas("a")
+    await until("first leads", lambda: first.is_ready)
+    second = replicas("b")
+    await until("second stands by", lambda: b"standing by" in second.log.read_bytes())
+    root = first.root
+    assert not second.is_ready
+
+    first.process.terminate()
+    first.process.wait(20)
+
+    await until("second leads", lambda: second.is_ready)
+    assert second.root == root
+    assert root not in second.log.read_bytes()
+
+
+async def test_api_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> None:
+    program = Program(tmp_path, tmp_path / "absent", "nowhere", "a")
+
+    assert program.process.wait(30) == 1
+    assert "no way to the Kubernetes API" in program.log.read_text()

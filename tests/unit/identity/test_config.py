@@ -34,8 +34,8 @@ def test_run_dir_may_be_the_root_of_all_meshes_or_the_meshs_own(given: str) -> N
 def test_own_status_directory_is_a_program_directory_however_given() -> None:
     config = parse(["--config", "/mesh", "--config", "/run/qanat/default/status"], {})
 
-    assert config.config == (Path("/mesh"),)
-    assert config.status_dirs == (Path("/run/qanat/default/status"),)
+    assert config.source.dirs == (Path("/mesh"),)
+    assert config.source.status_dirs == (Path("/run/qanat/default/status"),)
 
 
 def test_environment_twins_count_and_options_win() -> None:
@@ -43,7 +43,7 @@ def test_environment_twins_count_and_options_win() -> None:
 
     config = parse(["--leaf-ttl", "30s"], environment)
 
-    assert (config.mesh, config.config, config.leaf_ttl_s) == ("blue", (Path("/a"), Path("/b")), 30.0)
+    assert (config.mesh, config.source.dirs, config.leaf_ttl_s) == ("blue", (Path("/a"), Path("/b")), 30.0)
 
 
 def test_lifetime_below_a_second_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
