@@ -11,6 +11,7 @@ import click
 
 from mesh.kube.settings import Labels, TranslateSettings, Waypoints
 from mesh.lifecycle import set_up_logging
+from mesh.policy.same_node import SameNode
 from mesh.privileges import PrivilegeError
 from mesh.sources.choice import SourceChoice, source_options
 from nodeagent import privileges
@@ -41,6 +42,13 @@ _DIR = click.Path(path_type=Path)
     type=click.Choice(["libbpf", "bcc"]),
     default="libbpf",
     help="libbpf loads the objects built with the program; bcc compiles the same sources on this machine.",
+)
+@click.option(
+    "--same-node",
+    type=click.Choice([mode.value for mode in SameNode]),
+    default=SameNode.DIRECT.value,
+    envvar="QANAT_SAME_NODE",
+    help="How allowed pods of one node talk, where neither says otherwise (annotation qanat.io/same-node).",
 )
 @click.option("--drain", "drain_s", default=30.0, help="Seconds an old ztunnel may finish connections.")
 @click.option("--release-drain", "release_drain_s", default=600.0, help="The same for a pod that leaves the mesh.")
@@ -83,6 +91,7 @@ def main(
     cluster: str,
     trust_domain: str,
     on_agent_down: str,
+    same_node: str,
     loader: Literal["libbpf", "bcc"],
     drain_s: float,
     release_drain_s: float,
@@ -127,6 +136,7 @@ def main(
         ),
         run_dir=run_dir,
         on_agent_down=on_agent_down,
+        same_node=SameNode(same_node),
         loader=loader,
         drain_s=drain_s,
         release_drain_s=release_drain_s,

@@ -14,6 +14,7 @@ from mesh.lifecycle import Shutdown, supervise
 from nodeagent import admin
 from nodeagent.config import Config
 from nodeagent.kernel import CaptureKernel, probe
+from nodeagent.paths.keeper import PathKeeper
 from nodeagent.pods.discovery import PodsFile
 from nodeagent.pods.enroller import Enroller
 from nodeagent.pods.plan import ObservedPod
@@ -30,11 +31,14 @@ log = logging.getLogger(__name__)
 class Agent:
     """All tasks of the process. `kernel` is the caller's to close."""
 
-    def __init__(self, config: Config, kernel: Kernel) -> None:
+    def __init__(self, config: Config, kernel: Kernel, paths: PathKeeper) -> None:
         self._config = config
         self._kernel = kernel
+        self.paths = paths
         drain_ms, release_ms = int(config.drain_s * 1000), int(config.release_drain_s * 1000)
-        self.enroller = Enroller(kernel, drain_ms=release_ms, close_after_s=config.close_after_s)
+        self.enroller = Enroller(
+            kernel, drain_ms=release_ms, close_after_s=config.close_after_s, on_captured=paths.set_pods
+        )
         self.server = ZdsServer(config.zds_socket, maps=kernel.maps, prepare=self.enroller.prepare, drain_ms=drain_ms)
         self.enroller.attach(self.server)
         self._source = config.source.open()
@@ -54,6 +58,7 @@ class Agent:
             "enrolment": self.enroller.run,
             "wake-ups": self._wake,
             "heartbeat": self._heartbeat,
+            "kernel paths": self.paths.run,
             "admin": self._serve_admin,
             **(self._cluster.parts() if self._cluster else {}),
         }
@@ -63,6 +68,7 @@ class Agent:
             for task in running:
                 task.cancel()
         self.enroller.close()
+        self.paths.close()
 
     async def _watch_mesh(self) -> None:
         async for update in self._source.watch():
@@ -71,6 +77,7 @@ class Agent:
                 log.warning("mesh source: %s", fresh)
             self._source_errors = errors
             self._epoch = update.snapshot.epoch
+            self.paths.set_snapshot(update.snapshot, update.delta)
             if self._cluster is not None:
                 self._cluster.set_snapshot(update.snapshot)
             self.enroller.set_workloads(update.snapshot.on_node(self._config.node))
@@ -127,6 +134,7 @@ class Agent:
             "ztunnels": [asdict(peer) for peer in self.server.status()],
             "counters": counters,
             "shortcut": asdict(self._kernel.shortcut()),
+            "paths": asdict(self.paths.status()),
             "errors": [*self._source_errors, *(one for one in self._problems() if one)],
         }
 
@@ -153,7 +161,7 @@ async def run(config: Config) -> int:
         shutdown = Shutdown()
         shutdown.install()
         log.info("node agent started", extra={"mesh": config.mesh, "node": config.node})
-        await Agent(config, kernel).run(shutdown)
+        await Agent(config, kernel, PathKeeper(kernel.paths, same_node=config.same_node)).run(shutdown)
         if config.detach_on_exit:
             kernel.detach()
         log.info("node agent ended", extra={"capture": "off" if config.detach_on_exit else "stays on"})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mesh.policy.same_node import SameNode
 from mesh.sources.choice import SourceChoice
 
 DEFAULT_RUN_DIR = Path("/run/qanat")
@@ -46,6 +47,7 @@ class Config:
     source: SourceChoice
     run_dir: Path
     on_agent_down: str = "closed"
+    same_node: SameNode = SameNode.DIRECT
     loader: Literal["libbpf", "bcc"] = "libbpf"
     drain_s: float = 30.0
     release_drain_s: float = 600.0

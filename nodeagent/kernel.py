@@ -14,6 +14,7 @@ from nodeagent.capture import (
     Capture,
     CaptureError,
     CaptureSettings,
+    PathMaps,
     PodCapture,
     guard,
     netns_cookie,
@@ -47,6 +48,10 @@ class CaptureKernel:
     @property
     def maps(self) -> Mapping[str, int]:
         return {SOCKETS_MAP: self._capture.sockets_map_fd, FLOWS_MAP: self._capture.flows_map_fd}
+
+    @property
+    def paths(self) -> PathMaps:
+        return self._capture.paths
 
     def cookie(self, netns_fd: int) -> int:
         return _translated("read the namespace's cookie", netns_cookie, netns_fd)

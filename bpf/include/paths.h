@@ -135,9 +135,15 @@ static __always_inline enum qn_path qn_choose(const struct qn_pod *pod, struct q
 	}
 	if (!(s->paths & QN_PATHS_DIRECT))
 		return QN_PATH_TUNNEL;
-	if (*kind == QN_MESH_SERVICE && !qn_draw_endpoint(c)) {
-		qn_count(QN_CNT_TUNNEL_REMOTE);
-		return QN_PATH_TUNNEL;
+	if (*kind == QN_MESH_SERVICE) {
+		if (pod->flags & QN_POD_ENCRYPT) { /* all endpoints are alike to it: ztunnel draws */
+			qn_count(QN_CNT_TUNNEL_ENCRYPT);
+			return QN_PATH_TUNNEL;
+		}
+		if (!qn_draw_endpoint(c)) {
+			qn_count(QN_CNT_TUNNEL_REMOTE);
+			return QN_PATH_TUNNEL;
+		}
 	}
 	return qn_by_verdict(c, s->epoch);
 }

@@ -87,6 +87,7 @@ struct qn_socket {
 #define QN_POD_ADDRS 4
 enum qn_pod_flags {
 	QN_POD_CAPTURE = 1, /* outbound capture is on */
+	QN_POD_ENCRYPT = 4, /* what it sends to pods of this node is to be encrypted */
 	QN_POD_BYPASS = 2,  /* no egress policy restricts it: destinations outside the mesh pass */
 };
 struct qn_pod {

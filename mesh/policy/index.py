@@ -46,5 +46,6 @@ class PolicyIndex:
 
     def judge(self, source: Workload, source_ip: IPAddress, destination: Workload, ip: IPAddress, port: int) -> Verdict:
         """May `source`, whose identity is proven, connect from `source_ip` to `destination` at `ip`, target `port`?"""
-        request = Request(source.identity, source_ip, destination.namespace, destination.labels, ip, port)
+        closed = destination.waypoint.missing if destination.waypoint else ""
+        request = Request(source.identity, source_ip, destination.namespace, destination.labels, ip, port, closed)
         return evaluate(self.concerning(destination), request)

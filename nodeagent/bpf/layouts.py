@@ -70,6 +70,7 @@ class FlowKind(IntEnum):
 class PodFlag(IntFlag):
     CAPTURE = 1
     BYPASS = 2
+    ENCRYPT = 4
 
 
 class Paths(IntFlag):

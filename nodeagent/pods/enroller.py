@@ -23,7 +23,7 @@ from mesh.protocol.messages import Held, ListenerName
 from mesh.protocol.seqpacket import Descriptors, close_all
 from nodeagent.pods.handle import PodHandle
 from nodeagent.pods.plan import NetnsId, ObservedPod, Unenroll, Waiting, WantedPod, plan
-from nodeagent.pods.seam import Kernel, KernelError
+from nodeagent.pods.seam import Kernel, KernelError, LocalPod
 from nodeagent.server import PodRefused, ZdsServer
 
 log = logging.getLogger(__name__)
@@ -78,9 +78,12 @@ class Enroller:
         drain_ms: int,
         close_after_s: float,
         adopt_wait_s: float = 2.0,
+        on_captured: Callable[[tuple[LocalPod, ...]], None] = lambda pods: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`on_captured` hears after each round which pods are captured."""
         self._kernel = kernel
+        self._on_captured = on_captured
         self._drain_ms = drain_ms
         self._close_after_s = close_after_s
         self._adopt_wait_s = adopt_wait_s
@@ -186,6 +189,14 @@ class Enroller:
                     if entry.retry_at <= now:
                         tasks.create_task(self._advance(entry, closing=closing))
             self._zds.keep(frozenset(uid for uid, entry in self._entries.items() if entry.handle is None))
+            self._on_captured(self._captured())
+
+    def _captured(self) -> tuple[LocalPod, ...]:
+        return tuple(
+            LocalPod(entry.handle.cookie, entry.pod.workload, entry.handle.netns_fd, entry.handle.info.addresses)
+            for entry in self._entries.values()
+            if entry.is_captured and entry.handle is not None
+        )
 
     async def _advance(self, entry: _Entry, *, closing: bool) -> None:
         """Do the steps that are missing."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from mesh.model.workload import IPAddress
+from mesh.model.workload import IPAddress, WorkloadUid
 from mesh.protocol.messages import ListenerName
 
 
@@ -23,6 +23,16 @@ class ShortcutStatus:
     on: bool
     reason: str = ""
     limits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPod:
+    """A pod of this node whose capture is on. `netns_fd` stays whose it is: duplicate it to keep it."""
+
+    cookie: int
+    workload: WorkloadUid
+    netns_fd: int
+    addresses: tuple[IPAddress, ...]
 
 
 class Kernel(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support.objects import Object, namespace, pod, service
+from tests.support.objects import Object, encrypted, namespace, pod, service
 from tests.support.playground import Playground
 
 _OPEN: list[Playground] = []
@@ -23,7 +23,7 @@ def town_objects() -> tuple[Object, ...]:
         pod("town/client", "n1"),
         pod("town/neighbour", "n1"),
         pod("town/server", "n2", ports={"web": 8080}),
-        pod("town/twin-a", "n1", labels={"set": "twins"}),
+        encrypted(pod("town/twin-a", "n1", labels={"set": "twins"})),  # its subject is ztunnel's balancing
         pod("town/twin-b", "n2", labels={"set": "twins"}),
         pod("wild/visitor", "n1"),
         pod("wild/stranger", "n2"),

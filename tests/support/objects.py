@@ -62,6 +62,12 @@ def pod(
     }
 
 
+def encrypted(item: Object) -> Object:
+    """The pod, always by the tunnel: for tests whose subject it is, between pods of one node."""
+    item["metadata"]["annotations"] = {"qanat.io/same-node": "encrypt"}
+    return item
+
+
 def service(
     name: str,
     selector: Mapping[str, str],

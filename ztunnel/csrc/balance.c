@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "engine.h"
+#include "qanat.h"
 
 #define SEARCHED 256
 
@@ -38,10 +39,27 @@ static bool was_tried(const struct zt_conn *c, uint32_t endpoint)
 	return false;
 }
 
-/* The k-th endpoint that was not tried yet. */
-static uint32_t nth(const struct zt_conn *c, uint32_t k)
+/* Where the next draw is among: *n endpoints, from the row's *from-th on without those tried. */
+static void span(const struct zt_conn *c, uint32_t *from, uint32_t *n)
 {
-	uint32_t e = c->row->first;
+	const struct zt_service *s = c->row;
+
+	*from = 0;
+	*n = s->n - c->n_tried; /* every tried one is of this row */
+	if (c->n_tried)
+		return;
+	if (c->draw == QN_DRAW_HERE && s->n_here) {
+		*n = s->n_here;
+	} else if (c->draw == QN_DRAW_ELSEWHERE && s->n_here < s->n) {
+		*from = s->n_here;
+		*n = s->n - s->n_here;
+	}
+}
+
+/* The k-th endpoint from the row's `from`-th on that was not tried yet. */
+static uint32_t nth(const struct zt_conn *c, uint32_t from, uint32_t k)
+{
+	uint32_t e = c->row->first + from;
 
 	for (;; e++) {
 		if (was_tried(c, e))
@@ -53,17 +71,17 @@ static uint32_t nth(const struct zt_conn *c, uint32_t k)
 
 int64_t zt_balance_pick(struct zt_conn *c)
 {
-	uint32_t left = c->row->n - c->n_tried; /* every tried one is of this row */
-	uint32_t a, b;
+	uint32_t from, left, a, b;
 
+	span(c, &from, &left);
 	if (!left || c->n_tried >= ZT_MAX_TRIES || c->n_tried >= c->w->cfg->retry_endpoints)
 		return -1;
 	a = (uint32_t)(zt_random(c->w) % left);
 	b = left > 1 ? (uint32_t)(zt_random(c->w) % (left - 1)) : a;
 	if (left > 1 && b >= a)
 		b++;
-	a = nth(c, a);
-	b = left > 1 ? nth(c, b) : a;
+	a = nth(c, from, a);
+	b = left > 1 ? nth(c, from, b) : a;
 	if (b != a && live_at(c, b) < live_at(c, a))
 		a = b;
 	c->tried[c->n_tried++] = a;

@@ -53,6 +53,7 @@ struct zt_service {
 	struct zt_addr vip;
 	uint32_t first;
 	uint32_t n;
+	uint32_t n_here;
 	struct zt_name *hostname;
 	struct zt_name *closed;
 };
@@ -222,6 +223,7 @@ struct zt_conn {
 	const struct zt_service *row;
 	uint32_t tried[ZT_MAX_TRIES];
 	uint8_t n_tried;
+	uint8_t draw; /* enum qn_draw: what the kernel drew before us */
 	struct zt_request *request;
 	struct zt_honest *honest;          /* the client's connect() has not been answered yet */
 	struct zt_pool *pool;              /* while waiting in one */
@@ -283,7 +285,8 @@ struct zt_load { /* live connections of this worker to one endpoint */
 	struct zt_addr addr;
 	uint32_t live;
 };
-/* Power of two choices among those not tried yet. Returns the endpoint's index in tables, or -1. */
+/* Power of two choices among those not tried yet; the first time on the side (this node or elsewhere) that the kernel drew,
+ * so that all endpoints stay equally likely. Returns the endpoint's index in tables, or -1. */
 int64_t zt_balance_pick(struct zt_conn *c);
 /* Any endpoint not tried yet of which `may` says yes, of the first 256 from a random one on. */
 int64_t zt_balance_search(struct zt_conn *c, bool (*may)(struct zt_conn *c, uint32_t endpoint));

@@ -55,9 +55,9 @@ static struct zt_honest *find(struct zt_core *core, const struct zt_pod *pod, co
 	return NULL;
 }
 
-/* Ask map `flows` where the client wanted to go. */
+/* Ask map `flows` where the client wanted to go, and what the kernel drew for a service. */
 static bool original_dst(const struct zt_worker *w, const struct zt_pod *pod, const struct zt_syn *syn,
-			 struct zt_addr *dst)
+			 struct zt_addr *dst, uint8_t *draw)
 {
 	struct qn_flow_key k = { .netns = pod->netns_cookie,
 				 .src_port = syn->src.port,
@@ -76,6 +76,7 @@ static bool original_dst(const struct zt_worker *w, const struct zt_pod *pod, co
 		return false;
 	*dst = (struct zt_addr){ .port = v.addr.port, .family = v.addr.family };
 	memcpy(dst->ip, v.addr.ip, sizeof(dst->ip));
+	*draw = v.draw;
 	return dst->family == 4 || dst->family == 6;
 }
 
@@ -100,7 +101,7 @@ static struct zt_addr shown(const struct zt_pod *pod, const struct zt_syn *syn)
 	return a;
 }
 
-static void begin(struct zt_podw *p, const struct zt_syn *syn, const struct zt_addr *dst)
+static void begin(struct zt_podw *p, const struct zt_syn *syn, const struct zt_addr *dst, uint8_t draw)
 {
 	struct zt_core *core = p->w->core;
 	struct zt_conn *c = zt_conn_new(p, ZT_OUTBOUND, ZT_PATH_NONE);
@@ -111,6 +112,7 @@ static void begin(struct zt_podw *p, const struct zt_syn *syn, const struct zt_a
 		return; /* at the limit: silence makes the client wait and ask again */
 	c->src = shown(p->pod, syn);
 	c->dst = *dst;
+	c->draw = draw;
 	c->src_identity = zt_name_get(p->pod->identity);
 	if (h) {
 		*h = (struct zt_honest){ .conn = c, .owner = p->w, .pod = p->pod, .dst = *dst, .syn = *syn };
@@ -132,9 +134,10 @@ static void on_syn(struct zt_podw *p, const struct zt_syn *syn)
 	struct zt_core *core = p->w->core;
 	struct zt_honest *h;
 	struct zt_addr dst;
+	uint8_t draw;
 	bool again = false, stale = false;
 
-	if (!original_dst(p->w, p->pod, syn, &dst)) {
+	if (!original_dst(p->w, p->pod, syn, &dst, &draw)) {
 		/* Nobody redirected it: an application dialled 15001 itself, or has given up meanwhile. */
 		reply(p->pod, syn, &syn->src, zt_syn_reset);
 		return;
@@ -153,7 +156,7 @@ static void on_syn(struct zt_podw *p, const struct zt_syn *syn)
 	if (again)
 		reply(p->pod, syn, &syn->dst, zt_syn_replay);
 	if (!h)
-		begin(p, syn, &dst);
+		begin(p, syn, &dst, draw);
 }
 
 void zt_honest_readable(struct zt_io *io)

@@ -85,9 +85,12 @@ static int add_service(struct zt_tableset *t, const struct zt_service_row *row, 
 		return bad(err, cap, "service without address", i);
 	if ((uint64_t)row->first_endpoint + row->n_endpoints > t->n_endpoints)
 		return bad(err, cap, "service with endpoints out of range", i);
+	if (row->n_here > row->n_endpoints)
+		return bad(err, cap, "service with more endpoints here than in all", i);
 	s->vip = row->vip;
 	s->first = row->first_endpoint;
 	s->n = row->n_endpoints;
+	s->n_here = row->n_here;
 	if (name_copy(row->hostname, &s->hostname) || name_copy(row->closed, &s->closed))
 		return -ZT_ENOMEM;
 	for (at = zt_addr_hash(&s->vip) & t->vip_mask; t->by_vip[at]; at = (at + 1) & t->vip_mask)

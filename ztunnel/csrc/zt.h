@@ -143,6 +143,7 @@ struct zt_service_row {
 	struct zt_addr vip;      /* address and service port */
 	uint32_t first_endpoint; /* run of endpoints[]; empty run = no healthy endpoint: refused */
 	uint32_t n_endpoints;
+	uint32_t n_here;        /* the first so many are pods of this node */
 	struct zt_str hostname; /* "web.shop.svc.cluster.local" */
 	struct zt_str closed;   /* as of a workload; counts before its endpoints' */
 };

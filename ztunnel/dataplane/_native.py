@@ -390,6 +390,7 @@ class Core:
             _fill_addr(out.vip, service.vip.ip, service.vip.port)
             out.first_endpoint = first
             out.n_endpoints = len(service.endpoints)
+            out.n_here = service.here
             out.hostname = arena.string(service.hostname)
             out.closed = arena.string(service.closed)
             first += len(service.endpoints)

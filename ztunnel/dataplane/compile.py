@@ -18,7 +18,7 @@ def compile_tables(snapshot: MeshSnapshot, node: str, epoch: int) -> Tables:
     An endpoint at an address no workload has (outside the mesh, or on a host's network) gets a plain row of its own.
     Endpoints are the healthy ones, of the service address's family where there are any. A service port without healthy
     endpoints has an empty row: refused, rather than sent somewhere else. Headless services have no rows: their clients
-    dial pods. ``node``: the node the tables are for; every node has the same ones today, with its own first in no way.
+    dial pods. Endpoints that are captured pods of ``node`` come first and are counted.
     """
     rows = _workload_rows(snapshot)
     for found in snapshot.endpoints.values():
@@ -30,7 +30,9 @@ def compile_tables(snapshot: MeshSnapshot, node: str, epoch: int) -> Tables:
     return Tables(
         epoch=epoch,
         workloads=tuple(rows[key] for key in keys),
-        services=_service_rows(snapshot, index),
+        services=_service_rows(
+            snapshot, index, {_key(a) for w in snapshot.on_node(node) if w.captured for a in w.addresses}
+        ),
     )
 
 
@@ -52,7 +54,10 @@ def _workload_rows(snapshot: MeshSnapshot) -> dict[_AddressKey, WorkloadRow]:
     return rows
 
 
-def _service_rows(snapshot: MeshSnapshot, index: dict[_AddressKey, int]) -> tuple[ServiceRow, ...]:
+def _service_rows(
+    snapshot: MeshSnapshot, index: dict[_AddressKey, int], local: set[_AddressKey]
+) -> tuple[ServiceRow, ...]:
+    here = {index[key] for key in local if key in index}
     rows: list[tuple[tuple[_AddressKey, int], ServiceRow]] = []
     for service in snapshot.services.values():
         if not service.vips:
@@ -63,8 +68,9 @@ def _service_rows(snapshot: MeshSnapshot, index: dict[_AddressKey, int]) -> tupl
             for port in service.ports:
                 endpoints = _of_family(by_port.get(port.port, []), vip.version)
                 found = {EndpointRow(index[_key(e.address)], e.port) for e in endpoints}
-                ordered = tuple(sorted(found, key=lambda row: (row.workload, row.port)))
-                row = ServiceRow(Addr(vip, port.port), service.hostname, ordered, closed)
+                ordered = tuple(sorted(found, key=lambda row: (row.workload not in here, row.workload, row.port)))
+                own = sum(row.workload in here for row in ordered)
+                row = ServiceRow(Addr(vip, port.port), service.hostname, ordered, closed, own)
                 rows.append(((_key(vip), port.port), row))
     rows.sort(key=lambda pair: pair[0])
     return tuple(row for _, row in rows)

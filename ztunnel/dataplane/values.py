@@ -65,12 +65,14 @@ class EndpointRow:
 
 @dataclass(frozen=True, slots=True)
 class ServiceRow:
-    """One service port. No endpoints: connections to it are refused. ``closed`` as in a workload's row."""
+    """One service port. No endpoints: connections to it are refused. ``closed`` as in a workload's row.
+    The first ``here`` endpoints are on this node."""
 
     vip: Addr
     hostname: str
     endpoints: tuple[EndpointRow, ...]
     closed: str = ""
+    here: int = 0
 
 
 @dataclass(frozen=True, slots=True)

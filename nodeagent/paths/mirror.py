@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A kernel map kept equal to what is wanted, by differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from nodeagent.capture.path_maps import MapFull
+from nodeagent.paths.seam import PathKernel
+
+
+class Mirror:
+    """Knows what the map holds; reads it once, at the beginning. `missing`: keys that found no room."""
+
+    def __init__(self, kernel: PathKernel, name: str) -> None:
+        self._kernel = kernel
+        self.name = name
+        self._held = kernel.entries(name)
+        self.missing: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def keys(self) -> list[bytes]:
+        return list(self._held)
+
+    def replace(self, wanted: Mapping[bytes, bytes]) -> None:
+        """All of it. Room is made first."""
+        self.update(wanted, [key for key in self._held if key not in wanted])
+        self.missing.intersection_update(wanted)
+
+    def update(self, put: Mapping[bytes, bytes], drop: Iterable[bytes] = ()) -> None:
+        """Raises OSError; what was done until then is remembered."""
+        for key in drop:
+            self.missing.discard(key)
+            if key in self._held:
+                self._kernel.drop(self.name, key)
+                del self._held[key]
+        for key, value in put.items():
+            if self._held.get(key) == value:
+                continue
+            try:
+                self._kernel.put(self.name, key, value)
+            except MapFull:
+                self.missing.add(key)
+                continue
+            self._held[key] = value
+            self.missing.discard(key)
+
+    def differences(self) -> tuple[set[bytes], set[bytes]]:
+        """(keys the kernel lacks or has with another value, keys it has too many), read anew."""
+        found = self._kernel.entries(self.name)
+        lacking = {key for key, value in self._held.items() if found.get(key) != value} | self.missing
+        return lacking, set(found) - set(self._held)
