@@ -1,7 +1,8 @@
 """The agent's admin interface: HTTP on a Unix socket.
 
 GET /healthz/ready: 200 once the first round of enrolment is over. GET /status: pods, peers, counters, errors.
-GET /checks: what the kernel offers. POST /shortcut/on, /shortcut/off: the same-node shortcut's switch.
+GET /checks: what the kernel offers. GET /maps: its maps against what they should hold.
+POST /shortcut/on, /shortcut/off: the same-node shortcut's switch.
 GET /sockets/<namespace>/<pod>: where the pod listens.
 """
 
@@ -30,6 +31,7 @@ def build(
     probe: Probe,
     sockets: Sockets,
     shortcut: Switch,
+    audit: Probe,
 ) -> web.Application:
     async def ready(_: web.Request) -> web.Response:
         return web.Response(text="ready\n") if is_ready() else web.Response(status=503, text="not ready\n")
@@ -39,6 +41,12 @@ def build(
 
     async def checks(_: web.Request) -> web.Response:
         return web.json_response(_rows(await asyncio.to_thread(probe)))
+
+    async def maps(_: web.Request) -> web.Response:
+        try:
+            return web.json_response(_rows(await asyncio.to_thread(audit)))
+        except OSError as error:
+            raise web.HTTPServiceUnavailable(text=f"the kernel's maps: {error}\n") from error
 
     async def show_sockets(request: web.Request) -> web.Response:
         try:
@@ -61,6 +69,7 @@ def build(
             web.get("/healthz/ready", ready),
             web.get("/status", show_status),
             web.get("/checks", checks),
+            web.get("/maps", maps),
             web.get("/sockets/{namespace}/{name}", show_sockets),
             web.post("/shortcut/{state:on|off}", switch_shortcut),
         ],

@@ -103,7 +103,9 @@ class Agent:
             await asyncio.sleep(1.0)
 
     async def _serve_admin(self) -> None:
-        app = admin.build(self.enroller.is_settled.is_set, self.status, probe, self.sockets, self.switch_shortcut)
+        app = admin.build(
+            self.enroller.is_settled.is_set, self.status, probe, self.sockets, self.switch_shortcut, self.paths.audit
+        )
         await admin.serve(app, self._config.admin_socket)
 
     def sockets(self, namespace: str, name: str) -> list[Listening] | None:

@@ -22,9 +22,11 @@ from nodeagent.bpf.layouts import (
     SameNode,
     SockAddr,
 )
-from nodeagent.bpf.loader import BpfError, Map, Object, Ring
+from nodeagent.bpf.loader import BpfError, Link, Map, Object, Ring
 from nodeagent.capture.pins import Pins
 from nodeagent.capture.settings_map import SettingsMap
+
+_LINKS = ("connect4", "connect6", "flows", "peername4", "peername6", "sockname4", "sockname6")
 
 
 class MapFull(Exception):
@@ -122,6 +124,15 @@ class PathMaps:
         whole = len(raw) // size * size
         found = (_unpack_listed(raw[at : at + size]) for at in range(0, whole, size))
         return [one for one in found if one is not None]
+
+    def links(self) -> dict[str, bool]:
+        """Programs that should be attached, by the name of their pin, and whether they are."""
+        found = dict.fromkeys(_LINKS, False)
+        for path in self._pins.links.iterdir():
+            with Link.pinned(path) as link:
+                info = link.info()
+                found[path.name] = bool(info.cgroup_id or info.netns_inode)
+        return found
 
     def close(self) -> None:
         if self._listing is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 
+from nodeagent.cli.client import Program, RunningMesh, ask, find
 from nodeagent.cli.errors import Exit
 from nodeagent.cli.render import Format, console, dump
 from nodeagent.playground.names import RUN_ROOT
@@ -145,6 +146,22 @@ def _is_taken(port: int) -> bool:
     return False
 
 
+MAPS = (Program.AGENT, "/maps")
+
+
+def _maps(mesh: RunningMesh) -> list[Check]:
+    """One group for each node; a node that does not answer has failed."""
+    (answers,) = ask(mesh, MAPS)
+    found: list[Check] = []
+    for answer in answers:
+        group = f"node {answer.node}"
+        if answer.error:
+            found.append(Check(group, "nodeagent", "failed", answer.error, f"qanat logs nodeagent/{answer.node}"))
+            continue
+        found += [_verdict(group, one["name"], one["ok"], one["detail"], one["fix"]) for one in answer.data]
+    return found
+
+
 MARKS = {"ok": ("✓", "green"), "info": ("-", "dim"), "warning": ("!", "yellow"), "failed": ("✗", "red")}
 
 
@@ -166,6 +183,7 @@ def _print(checks: list[Check], echo: Callable[..., None]) -> None:
 Examples:
   qanat check
   qanat check -o json | jq '.checks[] | select(.level != "ok")'
+  qanat check --maps --mesh shop
 
 \b
 Exit codes:
@@ -173,9 +191,16 @@ Exit codes:
   1  a check failed"""
 )
 @click.option("-o", "--output", "form", type=click.Choice(["table", "json", "yaml"]), default="table")
-def check(form: str) -> None:
-    """Can Qanat run on this machine? Kernel features, tools, limits and ports, each failure with its fix."""
-    checks = run_all()
+@click.option("--maps", is_flag=True, help="Instead: do the kernel's maps on every node hold what they should?")
+@click.option("--mesh", default="default", envvar="QANAT_MESH", help="Of --maps: the mesh.", show_default=True)
+@click.option("--node", default=None, help="Of --maps: only this node.")
+@click.option("--run-dir", type=click.Path(path_type=Path), default=RUN_ROOT, envvar="QANAT_RUN_DIR", hidden=True)
+def check(form: str, maps: bool, mesh: str, node: str | None, run_dir: Path) -> None:
+    """Can Qanat run on this machine? Kernel features, tools, limits and ports, each failure with its fix.
+
+    With --maps, of a running mesh: pods, addresses, services, verdicts and attached programs of each node as the kernel
+    has them, against what the node agent wants there."""
+    checks = _maps(find(mesh, node, run_dir)) if maps else run_all()
     failed = sum(one.level == "failed" for one in checks)
     warnings = sum(one.level == "warning" for one in checks)
     chosen = Format(form)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import IPAddress, Workload, WorkloadUid
 from mesh.policy import same_node
+from mesh.policy.egress import EgressRequest, evaluate_egress, hosts_of, restricts, service_addresses
 from mesh.policy.evaluate import Verdict
 from mesh.policy.index import PolicyIndex
 from nodeagent.bpf.layouts import Decision, QnVerdict, SameNode, SockAddr
@@ -128,3 +129,29 @@ class Judge:
         if service is not None and service.waypoint is not None:
             return Verdict(False, service.waypoint.missing)
         return self._index.judge(source, source_ip, destination, dst.ip, dst.port)
+
+    def egress(self, src: int, dst: SockAddr) -> Verdict | None:
+        """Of a connection that left the mesh untouched: None when no egress policy concerns it now.
+
+        Host names other than services' are ztunnel's to resolve and stand for nothing here; of a service nobody can
+        say which endpoint it got, so all must be open. Both err on the safe side: the client dials again, through
+        ztunnel."""
+        source = self.workload(src)
+        if source is None or not restricts(self._snapshot, source) or is_meshed(self.at(dst.ip)):
+            return None
+        policies = self._snapshot.egress_policies
+        hosts = service_addresses(self._snapshot, {host for policy in policies for host in hosts_of(policy)})
+        verdict = Verdict(False, f"nothing is known of {dst}")
+        for target in self._targets(dst):
+            request = EgressRequest(source.identity, source.labels, target.ip, target.port)
+            verdict = evaluate_egress(policies, request, hosts)
+            if not verdict.allowed:
+                break
+        return verdict
+
+    def _targets(self, dst: SockAddr) -> list[SockAddr]:
+        service = self._snapshot.service_at(dst.ip)
+        if service is None:
+            return [dst]
+        endpoints = self._snapshot.endpoints_of(service.key)
+        return [SockAddr(e.address, e.port) for e in endpoints if e.service_port == dst.port]

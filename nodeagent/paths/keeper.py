@@ -20,9 +20,11 @@ from dataclasses import dataclass, replace
 from mesh.model.snapshot import Delta, MeshSnapshot, diff
 from mesh.policy.same_node import SameNode
 from nodeagent.bpf.layouts import VERDICT_MAX, EventKind, Paths
+from nodeagent.bpf.probe import CheckResult
 from nodeagent.capture.destroy import destroy
 from nodeagent.capture.path_maps import PathEvent, unpack_event
 from nodeagent.paths import sweep
+from nodeagent.paths.audit import audit
 from nodeagent.paths.content import Content
 from nodeagent.paths.judge import Judge, RuleNames
 from nodeagent.paths.refusals import Refusal, Refusals
@@ -92,6 +94,7 @@ class PathKeeper:
         self._destroy = cutter
         self._clock = clock
         self._lock = threading.Lock()
+        self._round_lock = threading.Lock()
         self._wake = asyncio.Event()
         self._state = self._done = _State(kernel.settings.bump())
         self._netns: dict[int, int] = {}
@@ -162,6 +165,10 @@ class PathKeeper:
 
     def round(self, ring: EventRing) -> None:
         """One round, complete. Raises what went wrong, with the kernel paths out of use."""
+        with self._round_lock:
+            self._round(ring)
+
+    def _round(self, ring: EventRing) -> None:
         with self._lock:
             state = self._state
         if state.snapshot is None or state.pods is None:
@@ -289,6 +296,15 @@ class PathKeeper:
             strayed=tuple(sorted(self._strayed.values())),
             problem=self._problem,
         )
+
+    def audit(self) -> list[CheckResult]:
+        """The kernel against what it should hold; between two rounds, in the caller's thread. Raises OSError."""
+        with self._round_lock:
+            done, judge = self._done, self._judge
+            if done.snapshot is None or done.pods is None or judge is None:
+                return [CheckResult("kernel paths", False, self._problem, "look into the node agent's log")]
+            in_use = CheckResult("kernel paths", not self._problem, self._problem or ", ".join(self.status().paths))
+            return [in_use, *audit(self._kernel, done.snapshot, done.pods, judge, self._same_node)]
 
     def close(self) -> None:
         """Descriptors only."""

@@ -10,45 +10,43 @@ from nodeagent.paths.seam import PathKernel
 
 
 class Mirror:
-    """Knows what the map holds; reads it once, at the beginning. `missing`: keys that found no room."""
+    """Knows what the map holds; reads it once, at the beginning. `missing`: entries that found no room, tried again by
+    every update."""
 
     def __init__(self, kernel: PathKernel, name: str) -> None:
         self._kernel = kernel
         self.name = name
         self._held = kernel.entries(name)
-        self.missing: set[bytes] = set()
+        self.missing: dict[bytes, bytes] = {}
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def keys(self) -> list[bytes]:
-        return list(self._held)
-
     def replace(self, wanted: Mapping[bytes, bytes]) -> None:
         """All of it. Room is made first."""
+        self.missing = {}
         self.update(wanted, [key for key in self._held if key not in wanted])
-        self.missing.intersection_update(wanted)
 
     def update(self, put: Mapping[bytes, bytes], drop: Iterable[bytes] = ()) -> None:
         """Raises OSError; what was done until then is remembered."""
         for key in drop:
-            self.missing.discard(key)
+            self.missing.pop(key, None)
             if key in self._held:
                 self._kernel.drop(self.name, key)
                 del self._held[key]
-        for key, value in put.items():
+        waiting, self.missing = self.missing, {}
+        for key, value in {**waiting, **put}.items():
             if self._held.get(key) == value:
                 continue
             try:
                 self._kernel.put(self.name, key, value)
             except MapFull:
-                self.missing.add(key)
+                self.missing[key] = value
                 continue
             self._held[key] = value
-            self.missing.discard(key)
 
     def differences(self) -> tuple[set[bytes], set[bytes]]:
         """(keys the kernel lacks or has with another value, keys it has too many), read anew."""
         found = self._kernel.entries(self.name)
-        lacking = {key for key, value in self._held.items() if found.get(key) != value} | self.missing
+        lacking = {key for key, value in self._held.items() if found.get(key) != value} | set(self.missing)
         return lacking, set(found) - set(self._held)

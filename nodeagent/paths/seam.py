@@ -48,3 +48,6 @@ class PathKernel(Protocol):
     def events(self) -> EventRing: ...
 
     def sockets(self) -> list[PathSocket]: ...
+
+    def links(self) -> dict[str, bool]:
+        """Pinned attachments by name, and whether they still hold."""

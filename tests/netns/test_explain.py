@@ -96,12 +96,20 @@ async def test_uncaptured_destination_is_reached_in_the_clear_and_said_so(mesh: 
     assert any(step["state"] == "note" and "not in the mesh" in step["text"] for step in found["steps"])
 
 
+async def _is_journalled(mesh: Playground, address: str) -> bool:
+    return any(f"dst.addr={address}" in line for line in await asyncio.to_thread(mesh.access_log, "n1"))
+
+
 async def test_egress_policy_decides_at_the_source_as_predicted_and_explained(mesh: Playground, tmp_path: Path) -> None:
     visitor = mesh.pod("wild/visitor")
     closed = egress_policy("town/out")
     (tmp_path / "closed.yaml").write_text(yaml.safe_dump(closed))
     async with serving(visitor.listen(PORT), echo):
-        assert await connects(mesh, "town/client", visitor.ip4, PORT)
+        await asyncio.to_thread(mesh.apply, egress_policy("town/open", {}))  # ztunnel sees pods that one concerns
+        async with asyncio.timeout(15):
+            while not await _is_journalled(mesh, f"{visitor.ip4}:{PORT}"):
+                assert await connects(mesh, "town/client", visitor.ip4, PORT)
+        await asyncio.to_thread(mesh.delete, "EgressPolicy", "town/open")
         predicted = qanat(mesh, "whatif", "-f", str(tmp_path / "closed.yaml"), "-o", "json")
         await asyncio.to_thread(mesh.apply, closed)
         try:
