@@ -42,7 +42,7 @@
 /* How much may wait at one receiver: bytes (an application's own SO_RCVBUF halves, if that is less), and messages, each
  * of which takes about 1 KB beside its bytes. A single message may exceed the bytes when it finds the queue empty.
  */
-QN_SETTING(__u32, cfg_queue, 1048576);
+QN_SETTING(__u32, cfg_queue, 2097152);
 QN_SETTING(__u32, cfg_messages, 1024);
 
 static __always_inline int is_switched_on(void)
@@ -228,7 +228,7 @@ static __always_inline int meet(struct qn_join *j)
 }
 
 /* Messages still queued are not countable, but bytes are, and what was moved is read in order: all messages up to a mark
- * are gone once as many bytes are. Two marks, the older one known to be read.
+ * are gone once as many bytes are. Of two marks the older one is known to be read.
  */
 static __always_inline int has_room(struct qn_join *j, const struct qn_receiver *r, __u32 size)
 {
@@ -238,11 +238,10 @@ static __always_inline int has_room(struct qn_join *j, const struct qn_receiver 
 		return 0;
 	if (r->is_fixed && r->queued + size > r->buffer / 2)
 		return 0;
-	if (!r->queued || read >= j->mark_bytes[1]) {
-		j->mark_bytes[0] = j->mark_bytes[1];
+	if (!r->queued || read >= j->mark_bytes) {
 		j->mark_messages[0] = j->mark_messages[1];
-		j->mark_bytes[1] = j->bytes;
 		j->mark_messages[1] = j->messages;
+		j->mark_bytes = j->bytes;
 	}
 	if (!r->queued)
 		j->mark_messages[0] = j->messages;

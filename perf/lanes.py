@@ -31,7 +31,7 @@ from nodeagent.bpf.layouts import (
     SockAddr,
     pack_pod_address,
 )
-from nodeagent.capture import Capture, CaptureSettings, PodCapture, netns_cookie, open_listeners, purge
+from nodeagent.capture import Capture, CaptureSettings, PodCapture, instances, netns_cookie, open_listeners, purge
 from nodeagent.capture.mounts import cgroup2_root
 from nodeagent.capture.path_maps import pack_mesh_kind, pack_verdict_key
 from perf.scenarios import ECHO, LOAD, SINK
@@ -41,6 +41,8 @@ CLIENT_CPU: Final = 0
 SERVER_CPU: Final = 1
 ECHO_NEAR: Final = ECHO + 1000
 """On the client's CPU: what a round trip costs without the wake-up of another CPU."""
+ECHO_FAR: Final = ECHO + 2000
+"""The like on the server's."""
 SHORTCUT_SHIFT: Final = 100
 """The same services once more, on ports whose verdict says shortcut."""
 
@@ -94,6 +96,7 @@ class Lanes(Topology):
                 run("ip", "netns", "del", namespace)
 
     def _build(self) -> None:
+        _sweep()
         self._held.callback(self._remove_namespaces)
         for namespace in (self.client, self.server, self.pod_client, self.pod_server, self.outside):
             run("ip", "netns", "add", namespace)
@@ -137,7 +140,7 @@ class Lanes(Topology):
         maps.set_pod_flags(self.cookies[self.pod_client], PodFlag.CAPTURE | PodFlag.BYPASS)
         for address in ("10.98.1.1", "10.98.1.2", "10.98.2.1"):
             maps.put("mesh_addrs", pack_pod_address(ip_address(address)), pack_mesh_kind(MeshKind.WORKLOAD))
-        for port in (ECHO, ECHO_NEAR, SINK):
+        for port in (ECHO, ECHO_NEAR, ECHO_FAR, SINK):
             self.allow(port, SameNode.DIRECT)
             self.allow(port + SHORTCUT_SHIFT, SameNode.SHORTCUT)
 
@@ -166,14 +169,15 @@ class Lanes(Topology):
     # --- processes
 
     def _serve(self, lane: Lane) -> None:
-        for cpu, services in ((SERVER_CPU, {"echo": ECHO, "sink": SINK}), (CLIENT_CPU, {"echo": ECHO_NEAR})):
-            specs = [
-                f"{service}=0.0.0.0:{port + shift}"
-                for service, port in services.items()
-                for shift in (0, SHORTCUT_SHIFT)
-            ]
-            command = [str(LOAD), "serve", *specs, "--seconds", "600"]
-            self.start_pinned(lane, lane.server, cpu, command).read_json()
+        for shift in (0, SHORTCUT_SHIFT):
+            specs = [f"echo=0.0.0.0:{ECHO + shift}", f"sink=0.0.0.0:{SINK + shift}"]
+            for cpu, what in (
+                (SERVER_CPU, ["serve", *specs]),
+                (SERVER_CPU, ["echo", f"0.0.0.0:{ECHO_FAR + shift}"]),
+                (CLIENT_CPU, ["echo", f"0.0.0.0:{ECHO_NEAR + shift}"]),
+            ):
+                command = [str(LOAD), *what, "--seconds", "600"]
+                self.start_pinned(lane, lane.server, cpu, command).read_json()
 
     def start_pinned(self, lane: Lane, namespace: str, cpu: int, command: Sequence[str]) -> Process:
         if lane.in_pod:
@@ -181,6 +185,22 @@ class Lanes(Topology):
         else:
             join = []
         return self.start(f"{lane.name}-{time.monotonic_ns()}", namespace, ["taskset", "-c", str(cpu), *command], join)
+
+
+def _sweep() -> None:
+    """What runs whose process is gone left in the kernel."""
+    for name in instances():
+        if _is_left_over(name):
+            purge(name)
+    for cgroup in cgroup2_root().glob(f"{PREFIX}-*"):
+        if _is_left_over(cgroup.name):
+            with contextlib.suppress(OSError):
+                cgroup.rmdir()
+
+
+def _is_left_over(name: str) -> bool:
+    prefix, _, pid = name.partition("-")
+    return prefix == PREFIX and pid.isdigit() and not Path(f"/proc/{pid}").exists()
 
 
 def _remove_cgroup(cgroup: Path) -> None:

@@ -26,7 +26,7 @@ from nodeagent.bpf.loader import Link
 from nodeagent.capture import trial
 from nodeagent.capture.mounts import BPFFS
 from perf import report, scenarios
-from perf.lanes import CLIENT_CPU, ECHO_NEAR, SERVER_CPU, Lane, Lanes
+from perf.lanes import CLIENT_CPU, ECHO_FAR, ECHO_NEAR, SERVER_CPU, Lane, Lanes
 from perf.report import Budget, Figures
 from perf.scenarios import ECHO, LOAD, SINK
 from perf.topology import PerfError, interruptible
@@ -72,8 +72,8 @@ def load(lanes: Lanes, lane: Lane, mode: str, port: int, conns: int, seconds: in
 
 SCENARIOS: Final[Mapping[str, Callable[[Lanes, Lane], float]]] = {
     "throughput": lambda lanes, lane: load(lanes, lane, "upload", SINK, 1, 1, size=65536)["mb_per_s"],
-    "p50": lambda lanes, lane: load(lanes, lane, "pingpong", ECHO_NEAR, 1, 1)["p50_us"],
-    "p50_two_cpus": lambda lanes, lane: load(lanes, lane, "pingpong", ECHO, 1, 1)["p50_us"],
+    "p50": lambda lanes, lane: load(lanes, lane, "blocking", ECHO_NEAR, 1, 1)["p50_us"],
+    "p50_two_cpus": lambda lanes, lane: load(lanes, lane, "blocking", ECHO_FAR, 1, 1)["p50_us"],
     "conns": lambda lanes, lane: load(lanes, lane, "rate", ECHO, RATE_CONNS, 1)["per_s"],
 }
 

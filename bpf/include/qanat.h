@@ -261,11 +261,11 @@ struct qn_join {
 	__u64 cookie;
 	__u64 peer; /* 0 = not known yet: `key` says where to ask */
 	__u64 peer_at;
-	__u64 bytes;         /* moved from this socket to the peer */
-	__u64 messages;      /* likewise */
-	__u64 mark_bytes[2]; /* `bytes` at two earlier messages: what the peer is known to have read up to */
-	__u64 mark_messages[2];
-	__u32 is_moving; /* the last message was moved */
+	__u64 bytes;            /* moved from this socket to the peer */
+	__u64 messages;         /* likewise */
+	__u64 mark_messages[2]; /* `messages` at two earlier moments; up to the first the peer has read */
+	__u64 mark_bytes;       /* `bytes` at the second */
+	__u32 is_moving;        /* the last message was moved */
 	__u32 is_server;
 	struct qn_flow_key key;
 };

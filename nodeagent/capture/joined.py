@@ -52,9 +52,11 @@ class Joined:
             self.cookie = netns.netns_cookie(self._netns)
             pins = mounts.BPFFS / f"qanat-joined-{os.getpid()}-{next(_serial)}"
             pins.mkdir(mode=0o700)
-            self._undo.callback(_remove, pins)
-            self._undo.enter_context(shortcut.attach(pins, mounts.cgroup2_root(), self._settings))
-            self.maps = {path.name: self._undo.enter_context(Map.pinned(path)) for path in pins.iterdir()}
+            try:
+                self._undo.enter_context(shortcut.attach(pins, mounts.cgroup2_root(), self._settings))
+                self.maps = {path.name: self._undo.enter_context(Map.pinned(path)) for path in pins.iterdir()}
+            finally:
+                _remove(pins)  # a killed agent leaves nothing
             self.switch(on=True)
         except BaseException:
             self._undo.close()

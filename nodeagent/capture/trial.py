@@ -28,7 +28,7 @@ from nodeagent.capture.errors import CaptureError
 from nodeagent.capture.joined import PATIENCE_S, Joined, Pair
 
 MAX_WAITING: Final = 4 << 20
-"""Bytes that may wait past TCP at one reader that sleeps; bpf/shortcut.bpf.c stops at a quarter of it."""
+"""Bytes that may wait past TCP at one reader that sleeps; bpf/shortcut.bpf.c stops at half of it."""
 
 LIMITS: Final = {
     "splice": "splice() from a socket finds nothing although data waits (HAProxy, proxies in Go)",

@@ -7,6 +7,9 @@
  *   load pingpong ADDR --conns N --seconds S   [--size W]   to an echo
  *   load rate     ADDR --conns N --seconds S                to an echo: open, one byte there and back, close
  *   load idle     ADDR --conns N --seconds S                to an echo: hold open until stdin ends, then use again
+ *   load blocking ADDR --seconds S             [--size W]   to an echo, one connection: ping-pong by calls that block,
+ *                                                           two a round trip and no epoll
+ *   load echo     ADDR                         [--seconds S] the like at the other end, a connection at a time
  *
  * After --seconds a run asks its peers to finish, and gives up GRACE_S later: what is open then is an error.
  */
@@ -28,8 +31,8 @@
 #define WARMUP_NS 300000000ull
 #define MAX_SAMPLES (8u << 20)
 
-enum mode { UPLOAD, DOWNLOAD, PINGPONG, RATE, IDLE };
-static const char *const mode_names[] = { "upload", "download", "pingpong", "rate", "idle" };
+enum mode { UPLOAD, DOWNLOAD, PINGPONG, RATE, IDLE, BLOCKING };
+static const char *const mode_names[] = { "upload", "download", "pingpong", "rate", "idle", "blocking" };
 
 struct conn {
 	int fd;
@@ -319,6 +322,7 @@ static void on_event(struct run *r, struct conn *c)
 	case PINGPONG:
 	case RATE:
 	case IDLE:
+	case BLOCKING: /* has no events */
 		step_exchange(r, c);
 		break;
 	}
@@ -370,6 +374,45 @@ static void hold_idle(struct run *r)
 	loop_until(r, r->end, 0, UINT64_MAX);
 }
 
+static int exchange_blocking(const struct run *r, int fd)
+{
+	unsigned char room[LOAD_BLOCK / 16];
+	size_t left = r->size;
+	ssize_t n = send(fd, block, r->size, MSG_NOSIGNAL);
+
+	if (n != (ssize_t)r->size)
+		return n < 0 ? errno : EPIPE;
+	while (left) {
+		n = recv(fd, room, left < sizeof(room) ? left : sizeof(room), 0);
+		if (n <= 0)
+			return n < 0 ? errno : ECONNRESET;
+		left -= (size_t)n;
+	}
+	return 0;
+}
+
+static void run_blocking(struct run *r)
+{
+	struct timeval patience = { .tv_sec = GRACE_S };
+	struct conn *c = r->conn;
+	int error = 0;
+
+	c->fd = socket(r->to.ss.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (c->fd < 0)
+		load_die("socket: %s", strerror(errno));
+	setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &(int){ 1 }, sizeof(int));
+	setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	r->open++;
+	if (connect(c->fd, (struct sockaddr *)&r->to.ss, r->to.len))
+		error = errno;
+	while (!error && load_now_ns() < r->stop) {
+		c->sent_ns = load_now_ns();
+		error = exchange_blocking(r, c->fd);
+		sample(r, load_now_ns() - c->sent_ns);
+	}
+	finish(r, c, error);
+}
+
 static int by_value(const void *a, const void *b)
 {
 	uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
@@ -416,7 +459,7 @@ static int run_client(struct run *r)
 	r->begin = load_now_ns();
 	r->stop = r->begin + r->seconds * 1000000000ull;
 	r->end = r->stop + GRACE_S * 1000000000ull;
-	for (uint32_t i = 0; i < r->conns; i++) {
+	for (uint32_t i = 0; r->mode != BLOCKING && i < r->conns; i++) {
 		if (dial(r, &r->conn[i])) {
 			r->failed++;
 			r->first_errno = (uint64_t)errno;
@@ -424,7 +467,9 @@ static int run_client(struct run *r)
 		if (r->mode == IDLE && i % 64 == 63) /* do not overrun the accept queue */
 			loop_until(r, r->end, 0, i + 1);
 	}
-	if (r->mode == IDLE)
+	if (r->mode == BLOCKING)
+		run_blocking(r);
+	else if (r->mode == IDLE)
 		hold_idle(r);
 	else
 		loop_until(r, r->end, 0, UINT64_MAX);
@@ -470,13 +515,16 @@ int main(int argc, char **argv)
 	}
 	if (n_plain >= 2 && !strcmp(plain[0], "serve"))
 		return load_serve(plain + 1, n_plain - 1, r.size, r.seconds);
+	if (n_plain == 2 && !strcmp(plain[0], "echo"))
+		return load_echo(plain[1], r.seconds);
 	if (n_plain != 2 || load_parse_addr(plain[1], &r.to))
-		load_die("usage: load serve SERVICE=ADDR... | load upload|download|pingpong|rate|idle ADDR");
+		load_die("usage: load serve SERVICE=ADDR... | load upload|download|pingpong|rate|idle|blocking|echo "
+			 "ADDR");
 	for (size_t m = 0; m < sizeof(mode_names) / sizeof(*mode_names); m++) {
 		if (strcmp(plain[0], mode_names[m]))
 			continue;
 		r.mode = (enum mode)m;
-		if (r.mode == PINGPONG && !sized)
+		if ((r.mode == PINGPONG || r.mode == BLOCKING) && !sized)
 			r.size = 64;
 		return run_client(&r);
 	}

@@ -35,5 +35,7 @@ _Noreturn void load_die(const char *format, ...) __attribute__((format(printf, 1
 
 /* `serve SERVICE=ADDR... `: until SIGTERM, SIGINT or `seconds`. Prints {"ready": true} once it listens. Returns the exit status. */
 int load_serve(char **specs, int n_specs, uint32_t write_size, uint32_t seconds);
+/* `echo ADDR`: one connection at a time, by calls that block; until `seconds` are over or a signal. */
+int load_echo(const char *addr, uint32_t seconds);
 
 #endif

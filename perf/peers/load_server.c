@@ -182,13 +182,25 @@ static int step_source(int ep, struct peer *p, uint32_t write_size)
 	return 1;
 }
 
+static int open_listener(const struct load_addr *addr, int flags)
+{
+	int fd = socket(addr->ss.ss_family, SOCK_STREAM | SOCK_CLOEXEC | flags, 0);
+	int one = 1;
+
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	setsockopt(fd, IPPROTO_TCP, 1 /* TCP_NODELAY */, &one, sizeof(one));
+	if (bind(fd, (const struct sockaddr *)&addr->ss, addr->len) || listen(fd, 4096))
+		load_die("listen on port %u: %s", ntohs(((const struct sockaddr_in *)&addr->ss)->sin_port),
+			 strerror(errno));
+	return fd;
+}
+
 static struct peer *listen_on(char *spec)
 {
 	static const char *const names[] = { "echo", "sink", "source" };
 	char *eq = strchr(spec, '=');
 	struct peer *p = calloc(1, sizeof(*p));
 	struct load_addr addr;
-	int one = 1;
 	size_t i;
 
 	if (!p || !eq)
@@ -200,12 +212,30 @@ static struct peer *listen_on(char *spec)
 		load_die("unknown service or address: %s=%s", spec, eq + 1);
 	p->service = (enum load_service)i;
 	p->listener = 1;
-	p->fd = socket(addr.ss.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	setsockopt(p->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-	setsockopt(p->fd, IPPROTO_TCP, 1 /* TCP_NODELAY */, &one, sizeof(one));
-	if (bind(p->fd, (struct sockaddr *)&addr.ss, addr.len) || listen(p->fd, 4096))
-		load_die("listen %s: %s", eq + 1, strerror(errno));
+	p->fd = open_listener(&addr, SOCK_NONBLOCK);
 	return p;
+}
+
+int load_echo(const char *address, uint32_t seconds)
+{
+	unsigned char room[ECHO_ROOM];
+	struct load_addr addr;
+	ssize_t n;
+	int listener, fd;
+
+	if (load_parse_addr(address, &addr))
+		load_die("not an address: %s", address);
+	listener = open_listener(&addr, 0);
+	alarm(seconds); /* ends the program */
+	printf("{\"ready\": true}\n");
+	fflush(stdout);
+	while ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
+		while ((n = recv(fd, room, sizeof(room), 0)) > 0)
+			if (send(fd, room, (size_t)n, MSG_NOSIGNAL) != n)
+				break;
+		close(fd);
+	}
+	return 1;
 }
 
 int load_serve(char **specs, int n_specs, uint32_t write_size, uint32_t seconds)

@@ -21,7 +21,7 @@ from nodeagent.bpf import layouts, loader, probe
 from nodeagent.bpf.loader import Link, Map, Object
 from nodeagent.capture import Capture, CaptureError, CaptureSettings, instances, netns_cookie, purge, stale_schemas
 from nodeagent.capture.mounts import BPFFS, cgroup2_root
-from tests.bpf.world import Captured, Space, World, eventually, ip
+from tests.bpf.world import Captured, Space, World, compile_bpf, eventually, ip
 
 REPOSITORY = Path(__file__).parents[2]
 OUTSIDE = "203.0.113.7"
@@ -172,9 +172,7 @@ def test_two_instances_do_not_disturb_each_other(mesh: Captured, world: World) -
 @contextmanager
 def tenant(tmp_path: Path) -> Iterator[Map]:
     """Another program on connect4 at the root, with its own link."""
-    source = Path(__file__).parent / "tenant.bpf.c"
-    flags = ["-O2", "-g", "-target", "bpf", "-idirafter", f"/usr/include/{os.uname().machine}-linux-gnu"]
-    subprocess.run(["clang", *flags, "-c", source, "-o", tmp_path / "tenant.bpf.o"], check=True)
+    compile_bpf("tenant", tmp_path)
     root = os.open(cgroup2_root(), os.O_RDONLY | os.O_DIRECTORY)
     with ExitStack() as held:
         held.callback(os.close, root)

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Self, TypeVar
 
 from nodeagent.bpf.layouts import Role, SockAddr, pack_socket
@@ -134,6 +135,13 @@ class World:
         ip("-n", pod.name, "route", "add", "default", "via", f"10.254.{number}.1")
         ip("-n", pod.name, "-6", "route", "add", "default", "via", f"fd9e:{number}::1")
         return pod
+
+
+def compile_bpf(name: str, into: Path) -> None:
+    """A program of this directory, to load with Object(name, ..., directory=into)."""
+    flags = ["-O2", "-g", "-target", "bpf", "-idirafter", f"/usr/include/{os.uname().machine}-linux-gnu"]
+    source = Path(__file__).with_name(f"{name}.bpf.c")
+    subprocess.run(["clang", *flags, "-c", source, "-o", into / f"{name}.bpf.o"], check=True)
 
 
 def write(path: str, text: str) -> None:
