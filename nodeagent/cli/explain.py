@@ -20,11 +20,12 @@ from mesh.printable import printable
 from nodeagent.cli import rows
 from nodeagent.cli.client import Answer, NoAnswer, Node, Program, RunningMesh, ask, find, is_listening
 from nodeagent.cli.configuration import HOSTS_PAGE, load, resolved
+from nodeagent.cli.facts import MAX_PLACES, Facts, Outcome, State, Step, nodes, outcome, proven
 from nodeagent.cli.journals import Observed, find_journals
 from nodeagent.cli.render import Format, age, dump
 from nodeagent.cli.targets import Key, Place, Source, Target, find_source, find_target, name_of
 from nodeagent.cli.views import CONFIG_DUMP, CONNECTIONS_PAGE, STATUS, mesh_option, output_option
-from nodeagent.cli.walk import MAX_PLACES, Facts, Outcome, State, Step, nodes, outcome, proven, walk
+from nodeagent.cli.walk import walk
 
 CERTS_PAGE = (Program.ZTUNNEL, "/certs")
 RECENT = 5

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nodeagent.cli.client import Answer, Program
+from nodeagent.cli.facts import Facts, Outcome, State, Step, outcome
 from nodeagent.cli.targets import find_source, find_target
-from nodeagent.cli.walk import Facts, Outcome, State, Step, outcome, walk
+from nodeagent.cli.walk import walk
 from tests.support.objects import authorization_policy, peer_authentication
 from tests.unit.mesh.builders import assembled, namespace, pod, ready, service
 from tests.unit.policy.test_egress import egress
