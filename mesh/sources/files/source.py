@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".yaml", ".yml")
 
 
+_KNOWN_BY = ("", "apiVersion", "kind", "metadata", "metadata.name", "metadata.namespace")
+
+
 class _File:
     """What one file said last. ``broken`` is set while it cannot be read and ``content`` is from before."""
 
@@ -34,12 +37,13 @@ class _File:
 
     def read(self, path: Path, labels: Labels) -> None:
         """Raises UnreadableFile. An object whose name, kind or version was spoilt looks like one that was taken away:
-        while there are more such strangers in the file than at its last good reading, what is gone from it stays."""
+        while there are more such strangers in the file than at its last good reading, what is gone from it stays. A new
+        object that is bad elsewhere is nobody's old form: what stands in for it counts."""
         fresh = read_file(path, labels)
         known = {entry.ref for entry in self._trusted.entries}
         present = {entry.ref for entry in fresh.entries}
         gone = [entry for entry in self._trusted.entries if entry.ref not in present]
-        strangers = {entry.ref for entry in fresh.entries if entry.value is None and entry.ref not in known}
+        strangers = {entry.ref for entry in fresh.entries if _is_spoilt(entry) and entry.ref not in known}
         if gone and len(strangers) + fresh.nameless > self._trusted.nameless:
             # The old form of a stranger counts, so nothing stands in for it.
             entries = [replace(entry, stand_in=None) if entry.ref in strangers else entry for entry in fresh.entries]
@@ -47,6 +51,11 @@ class _File:
         else:
             self.content = self._trusted = fresh
         self.broken = None
+
+
+def _is_spoilt(entry: Entry) -> bool:
+    """Whether it is bad in what an object is known by."""
+    return entry.error is not None and entry.error.path in _KNOWN_BY
 
 
 class FileSource:

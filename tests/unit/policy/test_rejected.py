@@ -331,3 +331,13 @@ def test_error_about_a_very_long_key_is_short(mesh: Directory) -> None:
 
     assert len(mesh.errors[0]) < 300
     assert len(mesh.verdict().rule) < 200
+
+
+def test_new_bad_policy_closes_also_when_another_goes_in_the_same_edit(mesh: Directory) -> None:
+    """It has a good name of its own, so it is not the other one spoilt."""
+    mesh.write(ALLOW_CLIENT)
+
+    mesh.write(DENY_PORT.replace("to:", "too:"))
+
+    assert mesh.verdict() == Verdict(False, "shop/no-admin (rejected at spec.rules[0].too) everything")
+    assert [str(key) for key in mesh.snapshot.policies] == ["AuthorizationPolicy/shop/no-admin"]
