@@ -29,9 +29,10 @@ from ztunnel.dataplane.policy import compile_set
 from ztunnel.dataplane.policy_rows import PolicyVerdict
 from ztunnel.dataplane.values import Event, Kind
 from ztunnel.identity.client import CertificateSource
+from ztunnel.identity.entry import State
 from ztunnel.identity.expiry import ExpiryWatch
 from ztunnel.identity.kept import Kept, NothingKept
-from ztunnel.identity.manager import CertificateManager, State
+from ztunnel.identity.manager import CertificateManager
 from ztunnel.identity.revocation import RevocationFeed
 from ztunnel.identity.slots import Urgency
 from ztunnel.identity.x509 import IssuedCertificate

@@ -15,7 +15,7 @@ from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import Health, Service, Waypoint, Workload
 from mesh.policy.evaluate import ROOT_NAMESPACE
 from ztunnel.dataplane.values import Addr, Direction, Event, Path
-from ztunnel.identity.manager import CertificateStatus, State
+from ztunnel.identity.entry import CertificateStatus, State
 from ztunnel.identity.revocation import RevocationStatus
 from ztunnel.identity.x509 import CertificateInfo
 from ztunnel.inpod import LocalPod

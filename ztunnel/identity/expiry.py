@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from ztunnel.identity.clock import Clock, WallClock
-from ztunnel.identity.manager import CertificateStatus
+from ztunnel.identity.entry import CertificateStatus
 from ztunnel.identity.x509 import CertificateInfo
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,6 @@ import logging
 import random
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import assert_never
 
 from mesh.lifecycle import backoff
@@ -18,6 +16,7 @@ from mesh.model.identity import Identity
 from ztunnel.identity import x509
 from ztunnel.identity.client import Announcement, CaError, CaRefused, CertificateSource, Change, Renewable
 from ztunnel.identity.clock import Clock, Times, WallClock
+from ztunnel.identity.entry import CertificateStatus, Entry
 from ztunnel.identity.slots import Slots, Urgency
 from ztunnel.identity.x509 import CertificateRefused, IssuedCertificate
 
@@ -49,49 +48,6 @@ URGENT_RETRY_S = 2.0
 """A connection that waits for a first certificate shortens the backoff to this."""
 
 
-class State(Enum):
-    INITIALIZING = "initializing"
-    """The first answer is awaited."""
-    VALID = "valid"
-    EXPIRING = "expiring"
-    """Less than a quarter of the life is left: renewal has been failing since half life."""
-    EXPIRED = "expired"
-    UNAVAILABLE = "unavailable"
-    """There has never been one; see the error."""
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateStatus:
-    """One identity for `qanat certs`. Moments are seconds since 1970; `next_at`: next renewal or retry."""
-
-    identity: Identity
-    state: State
-    certificate: IssuedCertificate | None
-    error: str
-    failures: int
-    next_at: float | None
-    obtained_at: float = 0.0
-    failed: int = 0
-    """Attempts that failed since we know the identity; `failures`: of them those since the last success."""
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    identity: Identity
-    urgency: Urgency
-    certificate: IssuedCertificate | None = None
-    obtained_at: float = 0.0
-    tried: float = 0.0
-    due: float | None = None
-    """When to act next; None while a fetch is wanted or under way. This and `tried` by the steady clock."""
-    error: str = ""
-    failures: int = 0
-    failed: int = 0
-    task: asyncio.Task[None] | None = None
-    sooner: asyncio.Event = field(default_factory=asyncio.Event)
-    waiters: list[asyncio.Future[IssuedCertificate]] = field(default_factory=list)
-
-
 class CertificateManager:
     """All methods on one event loop. Nothing is fetched before run() runs; what was asked for earlier is then."""
 
@@ -114,7 +70,7 @@ class CertificateManager:
         self._ttl_s = ttl_s
         self._jitter = jitter
         self._slots = Slots(fetches_at_once)
-        self._entries: dict[Identity, _Entry] = {}
+        self._entries: dict[Identity, Entry] = {}
         self._roots: bytes | None = None
         """What the source has announced and would correct; None while it cannot tell us."""
         self._group: asyncio.TaskGroup | None = None
@@ -135,12 +91,12 @@ class CertificateManager:
         """Have a certificate from now until forget(). Urgency CONNECTION: a connection waits for it."""
         entry = self._entries.get(identity)
         if entry is None:
-            entry = self._entries[identity] = _Entry(identity, urgency)
+            entry = self._entries[identity] = Entry(identity, urgency)
             self._start(entry)
             return
         entry.urgency = min(entry.urgency, urgency)
-        if urgency is Urgency.CONNECTION and not self._usable(entry):
-            self._advance(entry, entry.tried + URGENT_RETRY_S)
+        if urgency is Urgency.CONNECTION and not entry.is_usable(self._times):
+            entry.advance(entry.tried + URGENT_RETRY_S)
 
     def restore(self, issued: IssuedCertificate, obtained_at: float) -> None:
         """A certificate from before a restart: put to use at once, and soon replaced, because the authority may have
@@ -150,7 +106,7 @@ class CertificateManager:
         if self._roots is not None:
             issued = x509.with_roots(issued, self._roots, self._times.utc())
         self._on_ready(issued.identity, issued)
-        entry = _Entry(issued.identity, Urgency.RENEWAL, issued, obtained_at=obtained_at)
+        entry = Entry(issued.identity, Urgency.RENEWAL, issued, obtained_at=obtained_at)
         entry.due = self._times.steady() + min(self._times.left(issued.not_after) / 2, RESTORED_FOR_S) * self._jitter()
         self._entries[issued.identity] = entry
         self._start(entry)
@@ -169,13 +125,13 @@ class CertificateManager:
             return
         if entry.task is not None:
             entry.task.cancel()
-        self._answer(entry, CaError(f"{identity} is no longer wanted on this node"))
+        entry.answer(CaError(f"{identity} is no longer wanted on this node"))
 
     async def certificate(self, identity: Identity) -> IssuedCertificate:
         """A certificate valid now, fetched if need be. Raises CaError with what the next attempt came to."""
         self.ensure(identity, Urgency.CONNECTION)
         entry = self._entries[identity]
-        if entry.certificate is not None and self._usable(entry):
+        if entry.certificate is not None and entry.is_usable(self._times):
             return entry.certificate
         waiter: asyncio.Future[IssuedCertificate] = asyncio.get_running_loop().create_future()
         entry.waiters.append(waiter)
@@ -183,31 +139,19 @@ class CertificateManager:
 
     def dump(self) -> tuple[CertificateStatus, ...]:
         """Every identity, sorted."""
-        found = (
-            CertificateStatus(
-                e.identity,
-                self._state(e),
-                e.certificate,
-                e.error,
-                e.failures,
-                self._wall(e.due),
-                e.obtained_at,
-                e.failed,
-            )
-            for e in self._entries.values()
-        )
+        found = (entry.status(self._times) for entry in self._entries.values())
         return tuple(sorted(found, key=lambda status: status.identity))
 
-    def _start(self, entry: _Entry) -> None:
+    def _start(self, entry: Entry) -> None:
         if self._group is not None:
             entry.task = self._group.create_task(self._keep(entry), name=f"certificate of {entry.identity}")
 
-    async def _keep(self, entry: _Entry) -> None:
+    async def _keep(self, entry: Entry) -> None:
         while True:
             await self._rest(entry)
             await self._attempt(entry)
 
-    async def _attempt(self, entry: _Entry) -> None:
+    async def _attempt(self, entry: Entry) -> None:
         """Fetch once; afterwards either a new certificate or an error is noted, and when to act next."""
         failure: CaError
         try:
@@ -280,7 +224,7 @@ class CertificateManager:
             case _:
                 assert_never(change)
 
-    def _reroot(self, entry: _Entry, roots_pem: bytes) -> str:
+    def _reroot(self, entry: Entry, roots_pem: bytes) -> str:
         """Why not; empty when done."""
         if entry.certificate is None:
             return ""
@@ -300,7 +244,7 @@ class CertificateManager:
         """Clocks are not what they were: renewals of certificates in hand are brought forward, never put off."""
         for entry in self._entries.values():
             if entry.certificate is not None and not entry.failures:
-                self._advance(entry, self._times.steady() + self._until_renewal(entry.certificate))
+                entry.advance(self._times.steady() + self._until_renewal(entry.certificate))
 
     @property
     def authority_ahead_s(self) -> float:
@@ -311,19 +255,11 @@ class CertificateManager:
         # Half of what is left, not of the whole: authorities date certificates back.
         return max(self._times.left(issued.not_after) / 2 * self._jitter(), RENEWAL_FIRST_S)
 
-    def _hasten(self, entry: _Entry) -> None:
+    def _hasten(self, entry: Entry) -> None:
         """Attempt now, unless one is under way."""
-        self._advance(entry, self._times.steady())
+        entry.advance(self._times.steady())
 
-    def _advance(self, entry: _Entry, due: float) -> None:
-        if entry.due is not None and due < entry.due:
-            entry.due = due
-            entry.sooner.set()
-
-    def _wall(self, due: float | None) -> float | None:
-        return None if due is None else due - self._times.steady() + self._times.now()
-
-    def _succeeded(self, entry: _Entry, issued: IssuedCertificate) -> None:
+    def _succeeded(self, entry: Entry, issued: IssuedCertificate) -> None:
         before = entry.certificate
         entry.certificate, entry.obtained_at = issued, self._times.now()
         entry.error, entry.failures, entry.urgency = "", 0, Urgency.RENEWAL
@@ -339,9 +275,9 @@ class CertificateManager:
                 extra={"identity": str(entry.identity), "serial": issued.serial, "not_after": not_after},
             )
         entry.due = self._times.steady() + wait
-        self._answer(entry, issued)
+        entry.answer(issued)
 
-    def _failed(self, entry: _Entry, error: CaError) -> None:
+    def _failed(self, entry: Entry, error: CaError) -> None:
         entry.failures += 1
         entry.failed += 1
         entry.error = str(error)
@@ -354,19 +290,9 @@ class CertificateManager:
             "no certificate yet" if entry.certificate is None else "certificate not renewed",
             extra={"identity": str(entry.identity), "cause": entry.error, "again_in_s": round(wait, 1)},
         )
-        self._answer(entry, error)
+        entry.answer(error)
 
-    def _answer(self, entry: _Entry, result: IssuedCertificate | CaError) -> None:
-        waiters, entry.waiters = entry.waiters, []
-        for waiter in waiters:
-            if waiter.done():
-                continue
-            if isinstance(result, CaError):
-                waiter.set_exception(type(result)(str(result)))
-            else:
-                waiter.set_result(result)
-
-    async def _rest(self, entry: _Entry) -> None:
+    async def _rest(self, entry: Entry) -> None:
         """Until `due`, which others may bring forward."""
         while entry.due is not None and (left := entry.due - self._times.steady()) > 0:
             entry.sooner.clear()
@@ -382,18 +308,6 @@ class CertificateManager:
             if self._times.was_set():
                 self._reconsider()
         entry.due = None
-
-    def _usable(self, entry: _Entry) -> bool:
-        return entry.certificate is not None and self._times.now() < entry.certificate.not_after.timestamp()
-
-    def _state(self, entry: _Entry) -> State:
-        if entry.certificate is None:
-            return State.UNAVAILABLE if entry.failures else State.INITIALIZING
-        left = entry.certificate.not_after.timestamp() - self._times.now()
-        if left <= 0:
-            return State.EXPIRED
-        life = entry.certificate.not_after.timestamp() - entry.obtained_at
-        return State.EXPIRING if left < life / 4 else State.VALID
 
 
 def _same(one: IssuedCertificate, other: IssuedCertificate | None) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from ztunnel.identity.manager import CertificateStatus
+from ztunnel.identity.entry import CertificateStatus
 from ztunnel.identity.revocation import RevocationStatus
 from ztunnel.identity.x509 import CertificateInfo
 

@@ -15,7 +15,8 @@ from mesh.model.identity import Identity
 from tests.unit.identity.sources import Bench, Embedded, OnDisk, OverTls
 from tests.unit.identity.support import CART, TRUST_DOMAIN, WEB
 from ztunnel.identity.client import Announcement, CaError, CaUnavailable
-from ztunnel.identity.manager import CertificateManager, State
+from ztunnel.identity.entry import State
+from ztunnel.identity.manager import CertificateManager
 from ztunnel.identity.x509 import CertificateRefused, IssuedCertificate
 
 

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.unit.identity.support import WEB, VirtualClock
+from ztunnel.identity.entry import CertificateStatus, State
 from ztunnel.identity.expiry import ExpiryWatch
-from ztunnel.identity.manager import CertificateStatus, State
 from ztunnel.identity.x509 import CertificateInfo, IssuedCertificate
 
 DAY_S = 86_400.0

@@ -17,7 +17,8 @@ from mesh.model.identity import Identity
 from tests.unit.identity.support import CART, TRUST_DOMAIN, WEB, Ca, VirtualClock, settle
 from ztunnel.identity.client import Announcement, CaClient, CaError, CaRefused, CaUnavailable
 from ztunnel.identity.clock import Clock
-from ztunnel.identity.manager import CertificateManager, State
+from ztunnel.identity.entry import State
+from ztunnel.identity.manager import CertificateManager
 from ztunnel.identity.requesting import RequestingSource
 from ztunnel.identity.slots import Slots, Urgency
 from ztunnel.identity.x509 import IssuedCertificate

@@ -17,7 +17,7 @@ from mesh.model.identity import Identity
 from tests.unit.identity.support import CART, TRUST_DOMAIN, WEB, VirtualClock, settle
 from tests.unit.identity.test_manager import LocalCa, managing
 from ztunnel.identity.client import Announcement, CaUnavailable
-from ztunnel.identity.manager import State
+from ztunnel.identity.entry import State
 from ztunnel.identity.x509 import new_request
 
 MINUTE, HOUR = dt.timedelta(minutes=1), dt.timedelta(hours=1)
