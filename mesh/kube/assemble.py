@@ -35,6 +35,7 @@ from mesh.model.workload import (
     ServiceKey,
     Workload,
 )
+from mesh.policy import same_node
 
 K = TypeVar("K", bound=Hashable)
 
@@ -243,8 +244,9 @@ class Assembler:
         if isinstance(pod, PodObject):
             new = workload_of(pod, self._namespace_of(ref), self._settings)
             lost = self._lost_by(pod, new)
+            if faults := (*lost.values(), *_same_node_fault(ref, pod.annotations)):
+                self._conflicts[ref] = faults
             if lost:
-                self._conflicts[ref] = tuple(lost.values())
                 new = replace(new, addresses=tuple(a for a in new.addresses if a not in lost))
             self._workloads[ref] = new if new != old or old is None else old
         if new != old:
@@ -310,8 +312,12 @@ class Assembler:
             self._endpoints[service.key] = found
 
     def _settle_namespace(self, name: str) -> None:
-        declared = self._objects.get(ObjectRef("Namespace", "", name))
+        ref = ObjectRef("Namespace", "", name)
+        declared = self._objects.get(ref)
+        self._conflicts.pop(ref, None)
         if isinstance(declared, NamespaceObject):
+            if faults := _same_node_fault(ref, declared.annotations):
+                self._conflicts[ref] = faults
             self._namespaces[name] = Namespace(name, declared.labels, declared.annotations)
         elif name in self._in_namespace:
             self._namespaces[name] = Namespace(name)
@@ -386,6 +392,12 @@ def _slice_addresses(item: SliceObject | None) -> set[IPAddress]:
 
 def _slice_pods(item: SliceObject | None) -> set[tuple[str, str]]:
     return {endpoint.pod for endpoint in item.endpoints if endpoint.pod} if item else set()
+
+
+def _same_node_fault(ref: ObjectRef, annotations: Mapping[str, str]) -> tuple[Conflict, ...]:
+    """The object stays, in the strictest reading."""
+    wrong = same_node.fault(annotations)
+    return (Conflict(ref, f"metadata.annotations[{same_node.ANNOTATION}]", wrong),) if wrong else ()
 
 
 def _seniority(pod: PodObject) -> tuple[bool, bool, str, ObjectRef]:

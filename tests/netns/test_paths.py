@@ -5,12 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from nodeagent.bpf.layouts import pack_pod_address
+from nodeagent.bpf.loader import Map
+from nodeagent.cli.main import main
+from nodeagent.playground.names import BPF_ROOT
 from tests.support.objects import Object, authorization_policy, encrypted, namespace, peer_authentication, pod, service
 from tests.support.playground import Playground, until
 from tests.support.sockets import Conn, Handler, echo, serving
@@ -64,21 +71,24 @@ def counter(mesh: Playground, name: str, node: str = "n1") -> int:
     return int(mesh.agent(node)["counters"][name])
 
 
-async def goes(mesh: Playground, name: str, source: str, host: str, port: int, *, mapped: bool = False) -> None:
-    """Dials until one connection took the path that `name` counts. The first ones ask."""
-
+async def dial_until(mesh: Playground, name: str, source: str, host: str, port: int, *, mapped: bool = False) -> Conn:
+    """A connection that took the path which the counter `name` counts. The first ones ask."""
     end = time.monotonic() + 10
     while True:
         before = await asyncio.to_thread(counter, mesh, name)
-        try:
-            with await mesh.pod(source).dial(host, port, mapped=mapped) as conn:
+        with contextlib.suppress(ConnectionError):  # the policy of the test before has gone this moment
+            conn = await mesh.pod(source).dial(host, port, mapped=mapped)
+            if await asyncio.to_thread(counter, mesh, name) > before:
+                return conn
+            with conn:
                 assert await conn.echo(b"hello") == b"hello"
-        except ConnectionError:  # the policy of the test before has gone this moment
-            assert time.monotonic() < end
-        if await asyncio.to_thread(counter, mesh, name) > before:
-            return
         assert time.monotonic() < end, f"{source} to {host}:{port} is never {name}: {mesh.agent('n1')['counters']}"
         await asyncio.sleep(0.05)
+
+
+async def goes(mesh: Playground, name: str, source: str, host: str, port: int, *, mapped: bool = False) -> None:
+    with await dial_until(mesh, name, source, host, port, mapped=mapped) as conn:
+        assert await conn.echo(b"hello") == b"hello"
 
 
 async def is_cut(conn: Conn) -> bool:
@@ -97,13 +107,11 @@ def says(word: bytes) -> Handler:
 
 @pytest.mark.parametrize("form", ["IPv4", "IPv6", "mapped"])
 async def test_pods_of_one_node_talk_without_a_proxy(mesh: Playground, form: str) -> None:
-    server, client = mesh.pod("town/server"), mesh.pod("town/client")
+    server = mesh.pod("town/server")
     host = server.ip6 if form == "IPv6" else server.ip4
     async with serving(server.listen(PORT), echo):
-        await goes(mesh, "direct", "town/client", host, PORT, mapped=form == "mapped")
-
-        before = await asyncio.to_thread(lambda: len(mesh.access_log("n1")))
-        with await client.dial(host, PORT, mapped=form == "mapped") as conn:
+        with await dial_until(mesh, "direct", "town/client", host, PORT, mapped=form == "mapped") as conn:
+            before = await asyncio.to_thread(lambda: len(mesh.access_log("n1")))
             assert await conn.echo(b"x" * 100_000) == b"x" * 100_000
             assert conn.peer[1] == PORT
         assert await asyncio.to_thread(lambda: len(mesh.access_log("n1"))) == before, "ztunnel saw it"
@@ -113,8 +121,7 @@ async def test_pods_of_one_node_talk_without_a_proxy(mesh: Playground, form: str
 async def test_service_with_a_local_endpoint_is_dialled_directly(mesh: Playground, family: int) -> None:
     vip = mesh.vip("town/server", family)
     async with serving(mesh.pod("town/server").listen(PORT), echo):
-        await goes(mesh, "direct", "town/client", vip, 7)
-        with await mesh.pod("town/client").dial(vip, 7) as conn:
+        with await dial_until(mesh, "direct", "town/client", vip, 7) as conn:
             assert conn.peer == (vip, 7)
 
 
@@ -175,10 +182,8 @@ async def test_denied_pair_of_two_nodes_is_refused_in_the_kernel_too(mesh: Playg
 async def test_policy_cuts_the_direct_connections_it_forbids_and_no_others(mesh: Playground) -> None:
     server = mesh.pod("town/server")
     async with serving(server.listen(PORT), echo):
-        for source in ("town/client", "town/neighbour"):
-            await goes(mesh, "direct", source, server.ip4, PORT)
-        with await mesh.pod("town/client").dial(server.ip4, PORT) as cut:
-            with await mesh.pod("town/neighbour").dial(server.ip4, PORT) as kept:
+        with await dial_until(mesh, "direct", "town/client", server.ip4, PORT) as cut:
+            with await dial_until(mesh, "direct", "town/neighbour", server.ip4, PORT) as kept:
                 assert await cut.echo(b"open") == await kept.echo(b"open") == b"open"
 
                 change = asyncio.create_task(apply(mesh, authorization_policy("town/live", sources("neighbour"))))
@@ -238,8 +243,8 @@ async def test_pod_that_asks_for_encryption_gets_the_tunnel(mesh: Playground) ->
 async def test_restarted_agent_cuts_nothing_and_goes_on(mesh: Playground) -> None:
     server = mesh.pod("town/server")
     async with serving(server.listen(PORT), echo):
-        await goes(mesh, "direct", "town/client", server.ip4, PORT)
-        with await mesh.pod("town/client").dial(server.ip4, PORT) as open_before:
+        with await dial_until(mesh, "direct", "town/client", server.ip4, PORT) as open_before:
+            assert await open_before.echo(b"first") == b"first"
             old = mesh.pid("nodeagent/n1")
             assert old is not None
             await asyncio.to_thread(mesh.kill, "nodeagent/n1")
@@ -255,3 +260,32 @@ async def test_restarted_agent_cuts_nothing_and_goes_on(mesh: Playground) -> Non
 
             async with asyncio.timeout(5):
                 assert await is_cut(open_before)
+
+
+def checked_maps(mesh: Playground) -> tuple[int, dict[str, Any]]:
+    done = CliRunner().invoke(main, ["check", "--maps", "--mesh", mesh.paths.name, "-o", "json"])
+    return done.exit_code, json.loads(done.stdout)
+
+
+async def test_maps_are_compared_with_what_they_should_hold(mesh: Playground) -> None:
+    server = mesh.pod("town/server")
+    async with serving(server.listen(PORT), echo):
+        await goes(mesh, "direct", "town/client", server.ip4, PORT)
+    code, found = await asyncio.to_thread(checked_maps, mesh)
+    assert (code, found["failed"]) == (0, 0), found
+
+    (path,) = BPF_ROOT.glob(f"{mesh.paths.name}-n1/v*/maps/mesh_addrs")
+    key = pack_pod_address(ip_address(server.ip4))
+    with Map.pinned(path) as addresses:
+        value = addresses.lookup(key)
+        assert value is not None
+        addresses.delete(key)
+        try:
+            code, found = await asyncio.to_thread(checked_maps, mesh)
+        finally:
+            addresses.update(key, value)
+
+    (failed,) = [one for one in found["checks"] if one["level"] == "failed"]
+    assert (code, failed["group"], failed["name"]) == (1, "node n1", "mesh addresses")
+    assert failed["detail"].endswith(f"1 missing: {server.ip4}")
+    assert failed["fix"]

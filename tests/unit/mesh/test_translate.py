@@ -304,3 +304,19 @@ def test_lists_are_unrolled_with_the_place_of_each_item() -> None:
         "Pod shop/a",
         "Pod default/b",
     ]
+
+
+def test_unknown_word_for_same_node_traffic_is_reported_by_object_and_field() -> None:
+    wrong = {"annotations": {"qanat.io/same-node": "plain"}}
+    shop = namespace("shop", mesh="enabled")
+    shop["metadata"].update(wrong)
+
+    found = assembled(shop, pod("a", "10.1.0.1", meta=wrong))
+
+    said = {(str(one.ref), one.path): one.message for one in found.conflicts}
+    message = "expected direct, shortcut or encrypt, got 'plain'; taken as encrypt"
+    assert said == {
+        ("Namespace shop", "metadata.annotations[qanat.io/same-node]"): message,
+        ("Pod shop/a", "metadata.annotations[qanat.io/same-node]"): message,
+    }
+    assert len(found.workloads) == 1
