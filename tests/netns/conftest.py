@@ -21,7 +21,8 @@ def town_objects() -> tuple[Object, ...]:
         namespace("town", meshed=True),
         namespace("wild", meshed=False),
         pod("town/client", "n1"),
-        pod("town/neighbour", "n1"),
+        encrypted(pod("town/neighbour", "n1")),  # the tunnel within one node
+        pod("town/nearby", "n1"),  # the same without it: tests/netns/direct.py
         pod("town/server", "n2", ports={"web": 8080}),
         encrypted(pod("town/twin-a", "n1", labels={"set": "twins"})),  # its subject is ztunnel's balancing
         pod("town/twin-b", "n2", labels={"set": "twins"}),

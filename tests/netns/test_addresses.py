@@ -8,17 +8,21 @@ import socket
 
 import pytest
 
+from tests.netns.direct import NEARBY, warm
 from tests.support.playground import Playground, until
 from tests.support.sockets import DEADLINE_S, Conn, echo, serving
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["IPv4", "IPv6"])
-MESHED_PAIRS = pytest.mark.parametrize("server", ["town/server", "town/neighbour"], ids=["across-nodes", "same-node"])
+MESHED_PAIRS = pytest.mark.parametrize(
+    "server", ["town/server", "town/neighbour", NEARBY], ids=["across-nodes", "same-node", "direct"]
+)
 
 
 @FAMILIES
 @MESHED_PAIRS
 async def test_both_ends_see_each_others_pod_address(town: Playground, port: int, family: int, server: str) -> None:
     client_pod, server_pod = town.pod("town/client"), town.pod(server)
+    await warm(town, "town/client", server, port, family)
     with server_pod.listen(port) as listener:
         with await client_pod.dial(server_pod.address(family), port) as client, await listener.accept() as accepted:
             assert await _crosses(client, accepted)

@@ -11,20 +11,22 @@ import time
 
 import pytest
 
+from tests.netns.direct import NEARBY, warm
 from tests.support.playground import Playground
 from tests.support.sockets import Conn, echo, serving
 
 GIB = 1 << 30
 PATHS = pytest.mark.parametrize(
     "client, server",
-    [("town/client", "town/server"), ("town/client", "town/neighbour"), ("wild/visitor", "town/server"),
-     ("town/client", "wild/stranger")],
-    ids=["tunnel", "same-node", "plain-in", "plain-out"],
+    [("town/client", "town/server"), ("town/client", "town/neighbour"), ("town/client", NEARBY),
+     ("wild/visitor", "town/server"), ("town/client", "wild/stranger")],
+    ids=["tunnel", "same-node", "direct", "plain-in", "plain-out"],
 )  # fmt: skip
 
 
 async def pair(town: Playground, port: int, client: str, server: str) -> tuple[Conn, Conn]:
     """Both ends of a fresh connection."""
+    await warm(town, client, server, port)
     with town.pod(server).listen(port) as listener:
         dialled = await town.pod(client).dial(town.pod(server).ip4, port)
         return dialled, await listener.accept()
@@ -211,7 +213,7 @@ async def test_many_short_connections_at_once_each_get_their_own_answer(town: Pl
 
 
 @pytest.mark.parametrize(
-    "server", ["town/server", "town/neighbour", "wild/stranger"], ids=["tunnel", "same-node", "plain"]
+    "server", ["town/server", "town/neighbour", NEARBY, "wild/stranger"], ids=["tunnel", "same-node", "direct", "plain"]
 )
 async def test_server_that_speaks_and_leaves_at_once_is_heard_to_its_end(
     town: Playground, port: int, server: str
@@ -222,6 +224,7 @@ async def test_server_that_speaks_and_leaves_at_once_is_heard_to_its_end(
         await conn.send(b"bye")
 
     target = town.pod(server)
+    await warm(town, "town/client", server, port)
     async with serving(target.listen(port), say):
         for _ in range(100):
             with await town.pod("town/client").dial(target.ip4, port) as conn:

@@ -10,26 +10,28 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.netns.direct import NEARBY, warm
 from tests.support.objects import namespace, pod
 from tests.support.playground import Playground
 from tests.support.sockets import Conn
 
 CLIENTS = pytest.mark.parametrize("client", ["wild/visitor", "town/client"], ids=["unmeshed", "meshed"])
 SERVERS = pytest.mark.parametrize(
-    "server", ["town/server", "town/neighbour", "wild/stranger"], ids=["tunnel", "same-node", "plain"]
+    "server", ["town/server", "town/neighbour", NEARBY, "wild/stranger"], ids=["tunnel", "same-node", "direct", "plain"]
 )
 
 
 @pytest.mark.parametrize(
     "client, server",
     [("wild/visitor", "wild/stranger"), ("town/client", "wild/stranger"), ("town/client", "town/server"),
-     ("town/client", "town/neighbour")],
-    ids=["no-mesh", "plain", "tunnel", "same-node"],
+     ("town/client", "town/neighbour"), ("town/client", NEARBY)],
+    ids=["no-mesh", "plain", "tunnel", "same-node", "direct"],
 )  # fmt: skip
 @pytest.mark.parametrize("family", [4, 6], ids=["IPv4", "IPv6"])
 async def test_closed_port_refuses_at_connect(
     town: Playground, port: int, client: str, server: str, family: int
 ) -> None:
+    await warm(town, client, server, port, family)
     started = time.monotonic()
     with pytest.raises(ConnectionRefusedError):
         await town.pod(client).dial(town.pod(server).address(family), port)
@@ -54,6 +56,7 @@ async def test_closed_port_of_a_meshed_pod_ends_an_unmeshed_client_at_once(
 @SERVERS
 async def test_black_hole_lets_connect_wait(town: Playground, port: int, client: str, server: str) -> None:
     target = town.pod(server)
+    await warm(town, client, server, port)
     with target.listen(port), target.packets_dropped(port):
         with pytest.raises(TimeoutError):
             await town.pod(client).dial(target.ip4, port, deadline_s=3)
