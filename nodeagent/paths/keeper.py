@@ -148,12 +148,12 @@ class PathKeeper:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                self._wake.clear()
                 loop.add_reader(ring.fd, self._wake.set)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._next_wait()):
                         await self._wake.wait()
                 loop.remove_reader(ring.fd)  # it stays readable until the round has read it
+                self._wake.clear()  # before the round: what comes in during it is for the next
                 await _to_its_end(self.round, ring)
         finally:
             loop.remove_reader(ring.fd)

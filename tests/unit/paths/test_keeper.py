@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import struct
 from collections.abc import Iterator
@@ -498,3 +500,29 @@ def test_namespace_descriptors_are_given_back() -> None:
     rig.keeper.close()
 
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_input_that_comes_during_a_round_is_not_left_lying(rig: Rig) -> None:
+    rig.now += 5
+    rig.step()  # nothing is due for seconds
+    ring, loop = rig.kernel.ring, asyncio.get_running_loop()
+    other = workload("other", "10.0.0.3")
+
+    async def more() -> None:
+        rig.see(mesh(client, server, far, other))
+
+    def during_the_round() -> None:
+        ring.during_read = None
+        asyncio.run_coroutine_threadsafe(more(), loop).result(5)
+
+    ring.during_read = during_the_round
+    running = asyncio.create_task(rig.keeper.run())
+    try:
+        os.eventfd_write(ring.fd, 1)
+        async with asyncio.timeout(3):
+            while rig.kernel.kind("10.0.0.3") is None:
+                await asyncio.sleep(0.01)
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running

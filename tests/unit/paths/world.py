@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from types import MappingProxyType
@@ -57,17 +59,26 @@ class FakeSettings:
 
 
 class FakeRing:
-    fd = -1
-
     def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.waiting: list[bytes] = []
+        self.during_read: Callable[[], None] | None = None
 
     def read(self, at_most: int) -> list[bytes]:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.fd)
+        if self.during_read is not None:
+            self.during_read()
         taken, self.waiting = self.waiting[:at_most], self.waiting[at_most:]
         return taken
 
     def close(self) -> None:
-        pass
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
 
     def tell(self, kind: EventKind, src: int, target: SockAddr, *, rule: int = 0, time_ns: int = 0) -> None:
         packed = pack_addr(target)
@@ -89,6 +100,7 @@ class FakeKernel:
         self.broken: OSError | None = None
         self.destroyed: list[Victim] = []
         self.attached: dict[str, bool] = {}
+        self.ring = FakeRing()
 
     def entries(self, name: str) -> dict[bytes, bytes]:
         return dict(self.maps[name])
@@ -108,7 +120,7 @@ class FakeKernel:
         return True
 
     def events(self) -> FakeRing:
-        return FakeRing()
+        return self.ring
 
     def sockets(self) -> list[PathSocket]:
         if self.broken is not None:
