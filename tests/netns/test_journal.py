@@ -14,7 +14,7 @@ import yaml
 
 from mesh.journal.segment import HEADER_SIZE
 from tests.netns.test_policy import ports, sources
-from tests.support.objects import Object, authorization_policy, namespace, peer_authentication, pod
+from tests.support.objects import Object, authorization_policy, encrypted, namespace, peer_authentication, pod
 from tests.support.playground import Playground, qanat, until
 from tests.support.sockets import echo, serving
 
@@ -40,7 +40,7 @@ def mesh() -> Iterator[Playground]:
         namespace("town", meshed=True),
         namespace("wild", meshed=False),
         pod("town/client", "n1"),
-        pod("town/neighbour", "n2"),
+        encrypted(pod("town/neighbour", "n2")),  # what is asked about is what ztunnel writes down
         pod("town/server", "n2"),
         pod("wild/visitor", "n1"),
         *usual_policies(),
