@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
-/* Somebody else's programs, as another eBPF product brings them. Test only.
- * balancer_*: connect4 turns service addresses into backends and getpeername4 turns them back, as Cilium's socket load
- * balancer does. keeper_*: every connection that is established goes into a socket map with an sk_msg program.
+/* Somebody else's socket load balancer: connect4 turns service addresses into backends and getpeername4 turns them back,
+ * as Cilium's does. Test only.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -24,20 +23,6 @@ struct {
 	__type(key, __u64);
 	__type(value, struct place);
 } balancer_dialled SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_SOCKHASH);
-	__uint(max_entries, 1024);
-	__type(key, __u64);
-	__type(value, __u64);
-} keeper_sockets SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} keeper_messages SEC(".maps");
 
 SEC("cgroup/connect4")
 int balancer_connect4(struct bpf_sock_addr *ctx)
@@ -65,27 +50,6 @@ int balancer_peername4(struct bpf_sock_addr *ctx)
 		ctx->user_port = dialled->port;
 	}
 	return 1;
-}
-
-SEC("sockops")
-int keeper_flows(struct bpf_sock_ops *ctx)
-{
-	__u64 cookie = bpf_get_socket_cookie(ctx);
-
-	if (ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB || ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
-		bpf_sock_hash_update(ctx, &keeper_sockets, &cookie, BPF_ANY);
-	return 1;
-}
-
-SEC("sk_msg")
-int keeper_message(struct sk_msg_md *msg)
-{
-	__u32 zero = 0;
-	__u64 *n = bpf_map_lookup_elem(&keeper_messages, &zero);
-
-	if (n)
-		__sync_fetch_and_add(n, 1);
-	return SK_PASS;
 }
 
 char LICENSE[] SEC("license")

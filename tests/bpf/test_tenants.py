@@ -6,20 +6,19 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from nodeagent.bpf import loader
 from nodeagent.bpf.layouts import Path as Taken
 from nodeagent.bpf.loader import Link, Map, Object
 from nodeagent.capture.mounts import BPFFS, cgroup2_root
 from tests.bpf.paths import Publisher
 from tests.bpf.test_paths import OUTSIDE, port_of
-from tests.bpf.world import Captured, World
+from tests.bpf.test_shortcut import tenant
+from tests.bpf.world import Captured, World, compile_bpf
 
 THEIR_VIP = ("10.97.0.1", 80)
 OUR_VIP = ("10.96.0.9", 80)
@@ -30,25 +29,23 @@ def place(address: str, port: int) -> bytes:
     return socket.inet_aton(address) + struct.pack("=HH", socket.htons(port), 0)
 
 
-class Tenant:
+class Balancer:
     """Loads at once, attaches when told to: the order on a hook is the order of attaching."""
 
     def __init__(self, directory: Path, held: ExitStack) -> None:
-        source = Path(__file__).parent / "balancer.bpf.c"
-        flags = ["-O2", "-g", "-target", "bpf", "-idirafter", f"/usr/include/{os.uname().machine}-linux-gnu"]
-        subprocess.run(["clang", *flags, "-c", source, "-o", directory / "balancer.bpf.o"], check=True)
+        compile_bpf("balancer", directory)
         self._held = held
         self._object = held.enter_context(Object("balancer", BPFFS, directory=directory))
-        self._root = os.open(cgroup2_root(), os.O_RDONLY | os.O_DIRECTORY)
-        held.callback(os.close, self._root)
 
     def _map(self, name: str) -> Map:
         return Map(os.dup(self._object.map_fd(name)))
 
-    def balance(self) -> None:
-        for program in ("balancer_connect4", "balancer_peername4"):
+    def attach(self) -> None:
+        root = os.open(cgroup2_root(), os.O_RDONLY | os.O_DIRECTORY)
+        self._held.callback(os.close, root)
+        for program in self._object.programs():
             kind = self._object.attach_type(program)
-            self._held.enter_context(Link.attach(self._object.prog_fd(program), self._root, kind))
+            self._held.enter_context(Link.attach(self._object.prog_fd(program), root, kind))
 
     def serve(self, vip: tuple[str, int], backend: tuple[str, int]) -> None:
         with self._map("balancer_services") as services:
@@ -58,18 +55,6 @@ class Tenant:
         with self._map("balancer_dialled") as dialled:
             return len(dialled.keys())
 
-    def keep_sockets(self) -> None:
-        with self._map("keeper_sockets") as sockets:
-            sockets.attach(self._object.prog_fd("keeper_message"), loader.SK_MSG_VERDICT)
-        link = Link.attach(self._object.prog_fd("keeper_flows"), self._root, loader.CGROUP_SOCK_OPS)
-        self._held.enter_context(link)
-
-    def messages(self) -> int:
-        with self._map("keeper_messages") as messages:
-            raw = messages.lookup(bytes(4))
-        assert raw is not None
-        return int.from_bytes(raw, "little")
-
 
 @pytest.fixture
 def held() -> Iterator[ExitStack]:
@@ -78,8 +63,18 @@ def held() -> Iterator[ExitStack]:
 
 
 @pytest.fixture
-def tenant(tmp_path: Path, held: ExitStack) -> Tenant:
-    return Tenant(tmp_path, held)
+def balancer(tmp_path: Path, held: ExitStack) -> Balancer:
+    return Balancer(tmp_path, held)
+
+
+def beside(order: str, attach: Callable[[], None], world: World, held: ExitStack) -> Publisher:
+    """Ours, with theirs attached before or after."""
+    if order == "before":
+        attach()
+    published = capture(world, held)
+    if order == "after":
+        attach()
+    return published
 
 
 def capture(world: World, held: ExitStack) -> Publisher:
@@ -94,16 +89,12 @@ def capture(world: World, held: ExitStack) -> Publisher:
 
 
 @ORDERS
-def test_their_service_addresses_work_beside_ours(world: World, tenant: Tenant, held: ExitStack, order: str) -> None:
-    if order == "before":
-        tenant.balance()
-    published = capture(world, held)
-    if order == "after":
-        tenant.balance()
+def test_service_addresses_of_both_work(world: World, balancer: Balancer, held: ExitStack, order: str) -> None:
+    published = beside(order, balancer.attach, world, held)
     with world.b.listen("0.0.0.0") as ours, world.c.listen("0.0.0.0") as theirs:
         published.allow(world.a, world.b, port_of(ours))
         published.service(*OUR_VIP, [(world.b.v4, port_of(ours))])
-        tenant.serve(THEIR_VIP, (world.c.v4, port_of(theirs)))
+        balancer.serve(THEIR_VIP, (world.c.v4, port_of(theirs)))
 
         for vip, server, path in ((OUR_VIP, ours, Taken.DIRECT), (THEIR_VIP, theirs, Taken.BYPASS)):
             with world.a.dial(*vip) as client, server.accept()[0] as accepted:
@@ -111,16 +102,15 @@ def test_their_service_addresses_work_beside_ours(world: World, tenant: Tenant, 
                 assert accepted.recv(8) == b"hello"
                 assert client.getpeername() == vip
                 assert client.getsockname()[1] in {one.local.port for one in published.sockets(path)}
-    assert tenant.translated() == 1
+    assert balancer.translated() == 1
 
 
-def test_what_they_translate_first_is_judged_by_its_backend(world: World, tenant: Tenant, held: ExitStack) -> None:
+def test_what_they_translate_first_is_judged_by_its_backend(world: World, balancer: Balancer, held: ExitStack) -> None:
     """Their service leads to a pod of the mesh: our verdict is about the pod, the name the client sees is theirs."""
-    tenant.balance()
-    published = capture(world, held)
+    published = beside("before", balancer.attach, world, held)
     with world.b.listen("0.0.0.0") as server:
         published.allow(world.a, world.b, port_of(server))
-        tenant.serve(THEIR_VIP, (world.b.v4, port_of(server)))
+        balancer.serve(THEIR_VIP, (world.b.v4, port_of(server)))
 
         with world.a.dial(*THEIR_VIP) as client, server.accept()[0]:
             assert client.getpeername() == THEIR_VIP
@@ -129,31 +119,24 @@ def test_what_they_translate_first_is_judged_by_its_backend(world: World, tenant
 
 @ORDERS
 def test_tunnelled_connections_are_not_theirs_to_translate(
-    world: World, tenant: Tenant, held: ExitStack, order: str
+    world: World, balancer: Balancer, held: ExitStack, order: str
 ) -> None:
-    if order == "before":
-        tenant.balance()
-    published = capture(world, held)
-    if order == "after":
-        tenant.balance()
-    tenant.serve(THEIR_VIP, (world.c.v4, 1))
+    published = beside(order, balancer.attach, world, held)
+    balancer.serve(THEIR_VIP, (world.c.v4, 1))
     published.meshed(OUTSIDE)
 
     with world.a.dial(OUTSIDE, 443) as client, published.mesh.accept(world.a, 15001) as taken:
         assert taken.getsockname() == client.getpeername() == (OUTSIDE, 443)
-    assert tenant.translated() == 0
+    assert balancer.translated() == 0
 
 
 @ORDERS
-def test_sockets_in_their_socket_map_take_our_paths(world: World, tenant: Tenant, held: ExitStack, order: str) -> None:
-    if order == "before":
-        tenant.keep_sockets()
-    published = capture(world, held)
-    if order == "after":
-        tenant.keep_sockets()
+def test_sockets_in_their_socket_map_take_our_paths(world: World, tmp_path: Path, held: ExitStack, order: str) -> None:
+    theirs: list[Map] = []
+    published = beside(order, lambda: theirs.append(held.enter_context(tenant(tmp_path))), world, held)
+    theirs[0].update(struct.pack("=I", 0), struct.pack("=Q", world.a.cookie))
     with world.b.listen("0.0.0.0") as server:
         published.allow(world.a, world.b, port_of(server))
-        before = tenant.messages()
         with world.a.dial(world.b.v4, port_of(server)) as client, server.accept()[0] as accepted:
             for number in range(10):
                 client.sendall(b"%d" % number)
@@ -162,7 +145,5 @@ def test_sockets_in_their_socket_map_take_our_paths(world: World, tenant: Tenant
             assert client.recv(8) == b"back"
             assert len(published.sockets(Taken.DIRECT)) == 2
 
-        assert tenant.messages() - before >= 11
-        with world.b.dial(world.a.v4, 80), published.mesh.accept(world.b, 15001):
-            pass
+    assert theirs[0].lookup(struct.pack("=I", 1)) == struct.pack("=Q", 10)
     assert published.mesh.flows() == 0
