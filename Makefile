@@ -60,7 +60,7 @@ sanitize: deps ## the C engine under ASan+UBSan, TSan and valgrind
 	@tools/sanitize.sh
 
 .PHONY: fuzz
-fuzz: deps ## each fuzzer for FUZZ_SECONDS (20)
+fuzz: build ## each fuzzer for FUZZ_SECONDS (20)
 	@tools/fuzz.sh $(FUZZ_SECONDS)
 
 .PHONY: perf-quick

@@ -18,29 +18,12 @@ from mesh.model.policy import (
     Rule,
     StringMatch,
 )
-from mesh.model.workload import Protocol, Workload, WorkloadUid
 from mesh.policy.evaluate import PolicySet, Request, evaluate
-from tests.support.policies import IDENTITIES, IPS, LABELS, WAYPOINT, policy_sets, requests
+from tests.support.policies import IDENTITIES, IPS, LABELS, policy_sets, requests, workload
 from ztunnel.dataplane import policy_rows as rows
 from ztunnel.dataplane._native import InvalidArgument
 from ztunnel.dataplane.policy import compile_set
 from ztunnel.dataplane.policyset import CompiledPolicies
-
-
-def workload(request: Request) -> Workload:
-    return Workload(
-        uid=WorkloadUid("w"),
-        name="w",
-        namespace=request.namespace,
-        service_account="sa",
-        trust_domain="cluster.local",
-        node=None,
-        addresses=(request.ip,),
-        protocol=Protocol.HBONE,
-        captured=True,
-        labels=request.labels,
-        waypoint=WAYPOINT if request.closed else None,
-    )
 
 
 def allow(peer: Peer) -> AuthorizationPolicy:

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.support.objects import Object, authorization_policy, namespace, peer_authentication, pod
-from tests.support.playground import Playground, until
+from tests.support.playground import Playground, qanat, until
 from tests.support.sockets import Conn, echo, serving
 
 PORT, OTHER_PORT = 7007, 7008
@@ -156,3 +160,34 @@ async def test_policy_that_cannot_be_read_closes_what_it_selects(mesh: Playgroun
 
         await settled(mesh, "town/client", PORT, open_=False)
     assert await denied_lines(mesh, "town/typo (rejected at spec.rules[0].too) everything")
+
+
+async def test_policies_shows_hits_refusals_and_dead_rules_of_both_nodes(mesh: Playground) -> None:
+    rules = (sources("neighbour"), {**sources("neighbour"), **ports(PORT)}, sources("nobody"))
+    async with serving(mesh.pod("town/server").listen(PORT), echo):
+        await apply(mesh, authorization_policy("town/seen", *rules, app="server"))
+        await settled(mesh, "town/client", PORT, open_=False)
+        assert await comes_through(mesh, "town/neighbour")
+
+    def look() -> list[dict[str, Any]]:
+        found = json.loads(qanat(mesh, "policies", "town/seen", "-o", "json").stdout)["policies"]
+        return [row for row in found if row["refused"] and row["rules"][0]["allowed"]]
+
+    (row,) = await until("a hit and a refusal of town/seen", look)
+    assert row["workloads"] == ["town/server"]
+    assert row["rules"][0]["last"] > time.time() - 60
+    assert [rule["dead"] for rule in row["rules"]] == [
+        "",
+        "rules[0] of this policy matches all that it matches",
+        "nobody has the principal cluster.local/ns/town/sa/nobody",
+    ]
+
+
+def test_lint_holds_a_file_against_the_running_mesh(mesh: Playground, tmp_path: Path) -> None:
+    (tmp_path / "new.yaml").write_text(
+        yaml.safe_dump(authorization_policy("town/new", sources("nobody"), app="srever"))
+    )
+
+    found = json.loads(qanat(mesh, "lint", str(tmp_path), "-o", "json").stdout)["findings"]
+
+    assert sorted(one["code"] for one in found) == ["selects-nothing", "service-account-unknown"]

@@ -25,7 +25,7 @@ from mesh.model.policy import (
     Rule,
     StringMatch,
 )
-from mesh.model.workload import Waypoint
+from mesh.model.workload import Protocol, Waypoint, Workload, WorkloadUid
 from mesh.policy.evaluate import PolicySet, Request
 
 T = TypeVar("T")
@@ -147,3 +147,19 @@ requests = st.builds(
     port=ports,
     closed=st.sampled_from(("", "", "", WAYPOINT.missing)),
 )
+
+
+def workload(request: Request) -> Workload:
+    return Workload(
+        uid=WorkloadUid("w"),
+        name="w",
+        namespace=request.namespace,
+        service_account="sa",
+        trust_domain="cluster.local",
+        node=None,
+        addresses=(request.ip,),
+        protocol=Protocol.HBONE,
+        captured=True,
+        labels=request.labels,
+        waypoint=WAYPOINT if request.closed else None,
+    )
