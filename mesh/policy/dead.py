@@ -17,7 +17,7 @@ from mesh.model.policy import (
     StringMatch,
 )
 from mesh.policy.cover import egress_covers, is_live, rule_covers, scope_covers
-from mesh.policy.known import COMPARED, Known
+from mesh.policy.known import Known
 from mesh.policy.words import listed, value
 
 
@@ -57,7 +57,7 @@ def shadowed_by(policy: AuthorizationPolicy, rule: Rule, known: Known) -> str:
     if policy.dry_run or policy.action is Action.AUDIT:
         return ""
     for other in known.beside(policy):
-        if other.dry_run or not scope_covers(other, policy, known.root):
+        if other is policy or other.dry_run:
             continue
         same = other.action is policy.action
         if not same and not (other.action is Action.DENY and policy.action is Action.ALLOW):
@@ -77,7 +77,7 @@ def egress_shadowed_by(policy: EgressPolicy, rule: EgressRule, known: Known) -> 
             break
         if egress_covers(earlier, rule):
             return f"{earlier.name} of this policy matches all that it matches"
-    for other in known.snapshot.egress_policies[:COMPARED]:
+    for other in known.snapshot.egress_policies[: known.compared]:
         if other is not policy and other.key < policy.key and scope_covers(other, policy, known.root):
             for theirs in other.rules:
                 if egress_covers(theirs, rule):

@@ -7,16 +7,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address
+from itertools import islice
 
 from mesh.model.identity import Identity
-from mesh.model.policy import AuthorizationPolicy, PeerAuthentication, Policy, StringMatch
+from mesh.model.policy import AuthorizationPolicy, MatchKind, PeerAuthentication, Policy, StringMatch
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import NetworkMode, Service, Workload
+from mesh.policy.cover import scope_covers
 from mesh.policy.evaluate import ROOT_NAMESPACE, PolicySet, Request, strict_because
 
-COMPARED = 200
-"""Policies of one namespace that each policy is compared with: all with all takes minutes where there are 10,000."""
+COMPARISONS = 200_000
+"""Of policies with each other, in all: all with all would take minutes where there are 10,000."""
 
+Scope = tuple[str, frozenset[tuple[str, str]]]
+"""A namespace and the labels of a selector: policies share few of them."""
 ANY_ADDRESS = IPv4Address("0.0.0.0")
 """The mode of a workload does not depend on addresses."""
 
@@ -53,10 +57,10 @@ class Known:
         return frozenset(self.snapshot.namespaces) | {namespace for namespace, _ in self.accounts}
 
     @cached_property
-    def principals(self) -> tuple[str, ...]:
+    def principals(self) -> frozenset[str]:
         """``<trust domain>/ns/<namespace>/sa/<name>`` of every account, in every trust domain."""
         found = (Identity(td, namespace, name) for td in self.trust_domains for namespace, name in self.accounts)
-        return tuple(sorted(str(identity).removeprefix("spiffe://") for identity in found))
+        return frozenset(str(identity).removeprefix("spiffe://") for identity in found)
 
     @cached_property
     def policies(self) -> PolicySet:
@@ -70,10 +74,23 @@ class Known:
         return {namespace: tuple(policies) for namespace, policies in found.items()}
 
     def beside(self, policy: AuthorizationPolicy) -> tuple[AuthorizationPolicy, ...]:
-        """The other policies that may concern the same workloads, at most COMPARED."""
-        namespaces = dict.fromkeys((policy.namespace, self.root))
-        found = [other for namespace in namespaces for other in self._authorization.get(namespace, ())[:COMPARED]]
-        return tuple(other for other in found if other is not policy)
+        """The policies that concern all the workloads this one does, the first ones of very many."""
+        scope = policy.namespace, frozenset(policy.selector.items())
+        if scope not in self._wider:
+            namespaces = dict.fromkeys((policy.namespace, self.root))
+            found = (other for namespace in namespaces for other in self._authorization.get(namespace, ()))
+            wider = (other for other in found if scope_covers(other, policy, self.root))
+            self._wider[scope] = tuple(islice(wider, self.compared))
+        return self._wider[scope]
+
+    @cached_property
+    def compared(self) -> int:
+        """How many others each policy is compared with."""
+        return max(10, COMPARISONS // max(1, len(self.snapshot.policies)))
+
+    @cached_property
+    def _wider(self) -> dict[Scope, tuple[AuthorizationPolicy, ...]]:
+        return {}
 
     @cached_property
     def _by_namespace(self) -> Mapping[str, tuple[Workload, ...]]:
@@ -86,13 +103,19 @@ class Known:
     def selected(self, policy: Policy) -> tuple[Workload, ...]:
         """The workloads it concerns, by name. A PeerAuthentication with a selector stays in its namespace."""
         everywhere = policy.namespace == self.root and not (isinstance(policy, PeerAuthentication) and policy.selector)
-        namespaces = sorted(self._by_namespace) if everywhere else [policy.namespace]
-        return tuple(
-            workload
-            for namespace in namespaces
-            for workload in self._by_namespace.get(namespace, ())
-            if all(workload.labels.get(key) == value for key, value in policy.selector.items())
-        )
+        scope = "" if everywhere else policy.namespace, frozenset(policy.selector.items())
+        if scope not in self._selected:
+            self._selected[scope] = tuple(
+                workload
+                for namespace in (sorted(self._by_namespace) if everywhere else [policy.namespace])
+                for workload in self._by_namespace.get(namespace, ())
+                if all(workload.labels.get(key) == value for key, value in policy.selector.items())
+            )
+        return self._selected[scope]
+
+    @cached_property
+    def _selected(self) -> dict[Scope, tuple[Workload, ...]]:
+        return {}
 
     @cached_property
     def _endpoints(self) -> Mapping[str, tuple[Target, ...]]:
@@ -144,7 +167,11 @@ class Known:
         return False
 
     def has_principal(self, wanted: StringMatch) -> bool:
-        return any(wanted.matches(principal) for principal in self.principals)
+        return _has(wanted, self.principals)
 
     def has_namespace(self, wanted: StringMatch) -> bool:
-        return any(wanted.matches(namespace) for namespace in self.namespaces)
+        return _has(wanted, self.namespaces)
+
+
+def _has(wanted: StringMatch, texts: frozenset[str]) -> bool:
+    return wanted.value in texts if wanted.kind is MatchKind.EXACT else any(map(wanted.matches, texts))
