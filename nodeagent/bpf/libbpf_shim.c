@@ -13,6 +13,7 @@
 
 #include "libbpf_cdef.h"
 #include "qanat.h"
+#include "trace.h"
 #include "traffic.h"
 
 #define LOG_SIZE 16384
@@ -425,6 +426,24 @@ int64_t qnb_layout(const char *what)
 		FIELD(qn_closing, retransmits),
 		FIELD(qn_closing, end),
 		FIELD(qn_closing, pad),
+		SIZE(qn_trace),
+		FIELD(qn_trace, time_ns),
+		FIELD(qn_trace, netns),
+		FIELD(qn_trace, src),
+		FIELD(qn_trace, dst),
+		FIELD(qn_trace, socket),
+		FIELD(qn_trace, bytes_sent),
+		FIELD(qn_trace, bytes_received),
+		FIELD(qn_trace, local),
+		FIELD(qn_trace, remote),
+		FIELD(qn_trace, dialled),
+		FIELD(qn_trace, rule),
+		FIELD(qn_trace, srtt_us),
+		FIELD(qn_trace, retransmits),
+		FIELD(qn_trace, kind),
+		FIELD(qn_trace, path),
+		FIELD(qn_trace, role),
+		FIELD(qn_trace, refused),
 		SIZE(qn_live),
 		FIELD(qn_live, track),
 		FIELD(qn_live, socket),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bpf/include/traffic.h in Python: ctypes twins, checked with those of qanat.h."""
+"""bpf/include/traffic.h and trace.h in Python: ctypes twins, checked with those of qanat.h."""
 
 from __future__ import annotations
 
@@ -18,6 +18,38 @@ class End(IntEnum):
     CLOSED = 1
     RESET = 2
     FAILED = 3
+
+
+class TraceKind(IntEnum):
+    CONNECT = 1
+    ESTABLISHED = 2
+    ACCEPT = 3
+    RETRANSMIT = 4
+    RESET = 5
+    FAILED = 6
+    CLOSE = 7
+
+
+class QnTrace(ctypes.Structure):
+    _fields_ = (
+        ("time_ns", ctypes.c_uint64),
+        ("netns", ctypes.c_uint64),
+        ("src", ctypes.c_uint64),
+        ("dst", ctypes.c_uint64),
+        ("socket", ctypes.c_uint64),
+        ("bytes_sent", ctypes.c_uint64),
+        ("bytes_received", ctypes.c_uint64),
+        ("local", QnAddr),
+        ("remote", QnAddr),
+        ("dialled", QnAddr),
+        ("rule", ctypes.c_uint32),
+        ("srtt_us", ctypes.c_uint32),
+        ("retransmits", ctypes.c_uint32),
+        ("kind", ctypes.c_uint8),
+        ("path", ctypes.c_uint8),
+        ("role", ctypes.c_uint8),
+        ("refused", ctypes.c_uint8),
+    )
 
 
 class QnTrack(ctypes.Structure):
@@ -88,6 +120,7 @@ class QnTraffic(ctypes.Structure):
 
 
 STRUCTS: Final[dict[str, type[ctypes.Structure]]] = {
+    "qn_trace": QnTrace,
     "qn_track": QnTrack,
     "qn_closing": QnClosing,
     "qn_live": QnLive,
