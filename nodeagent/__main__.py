@@ -9,13 +9,14 @@ from typing import Literal
 
 import click
 
+from mesh.journal.writer import Limits
 from mesh.kube.settings import Labels, TranslateSettings, Waypoints
 from mesh.lifecycle import set_up_logging
 from mesh.policy.same_node import SameNode
 from mesh.privileges import PrivilegeError
 from mesh.sources.choice import SourceChoice, source_options
 from nodeagent import privileges
-from nodeagent.config import DEFAULT_RUN_DIR, ClusterSettings, CniSettings, Config
+from nodeagent.config import DEFAULT_RUN_DIR, METRICS_PORT, ClusterSettings, CniSettings, Config
 
 _DIR = click.Path(path_type=Path)
 
@@ -76,6 +77,21 @@ _DIR = click.Path(path_type=Path)
 )
 @click.option("--cni-wait", "cni_wait_s", default=10.0, help="Seconds that a new pod waits for an agent that is away.")
 @click.option("--detach-on-exit", is_flag=True, help="Take capture off at an orderly end; else it stays.")
+@click.option("--access-log", default="-", help="Direct and bypassed connections; - = standard output, empty = none.")
+@click.option("--access-log-format", type=click.Choice(["text", "json"]), default="text")
+@click.option(
+    "--log-bypass",
+    type=click.IntRange(min=0),
+    default=1,
+    metavar="N",
+    help="A line for one in N bypassed connections of a pod; 0 = none.",
+)
+@click.option("--metrics-port", default=METRICS_PORT, help="Prometheus, all addresses of the node; 0 = none.")
+@click.option(
+    "--journal/--no-journal", default=True, help="Keep a journal of direct, bypassed and refused connections."
+)
+@click.option("--journal-mb", default=32.0, help="What it may take; the oldest goes.")
+@click.option("--journal-days", default=7.0, help="What is older goes.")
 @click.option("--log-level", default="info", envvar="QANAT_LOG_LEVEL", help="error, warning, info or debug.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", envvar="QANAT_LOG_FORMAT")
 def main(
@@ -104,6 +120,13 @@ def main(
     cni_on_agent_down: str,
     cni_wait_s: float,
     detach_on_exit: bool,
+    access_log: str,
+    access_log_format: str,
+    log_bypass: int,
+    metrics_port: int,
+    journal: bool,
+    journal_mb: float,
+    journal_days: float,
     log_level: str,
     log_format: str,
 ) -> None:
@@ -143,6 +166,12 @@ def main(
         close_after_s=close_after_s,
         detach_on_exit=detach_on_exit,
         cluster=ClusterSettings(cri_socket, cni) if pods == "runtime" else None,
+        access_log=access_log,
+        access_log_format=access_log_format,
+        log_bypass=log_bypass,
+        metrics_port=metrics_port,
+        journal=journal,
+        journal_limits=Limits(int(journal_mb * (1 << 20)), journal_days * 86_400),
         log_level=log_level,
         log_format=log_format,
     )

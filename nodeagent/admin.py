@@ -1,6 +1,8 @@
 """The agent's admin interface: HTTP on a Unix socket.
 
 GET /healthz/ready: 200 once the first round of enrolment is over. GET /status: pods, peers, counters, errors.
+GET /connections: open ones that met no proxy. GET /flows: what was counted, by pair. GET /metrics.
+GET /journal: see mesh.journal.pages. GET /trace: see nodeagent.trace.service.
 GET /checks: what the kernel offers. GET /maps: its maps against what they should hold.
 POST /shortcut/on, /shortcut/off: the same-node shortcut's switch.
 GET /sockets/<namespace>/<pod>: where the pod listens.
@@ -12,17 +14,29 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 
+from mesh.journal import pages
+from mesh.journal.pages import JournalPages
 from nodeagent.pods.seam import KernelError
+from nodeagent.trace.service import TraceService
 
 Probe = Callable[[], Sequence[Any]]
 Switch = Callable[[bool], object]
 """Returns what then stands. Raises KernelError."""
 Sockets = Callable[[str, str], Sequence[Any] | None]
 """By namespace and name; None: no such pod. May raise OSError."""
+
+
+class TelemetryPages(Protocol):
+    async def connections(self) -> list[dict[str, object]]: ...
+
+    async def flows(self) -> list[dict[str, object]]: ...
+
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
+        """(body, content type)."""
 
 
 def build(
@@ -32,6 +46,9 @@ def build(
     sockets: Sockets,
     shortcut: Switch,
     audit: Probe,
+    telemetry: TelemetryPages | None = None,
+    journal: JournalPages | None = None,
+    trace: TraceService | None = None,
 ) -> web.Application:
     async def ready(_: web.Request) -> web.Response:
         return web.Response(text="ready\n") if is_ready() else web.Response(status=503, text="not ready\n")
@@ -72,9 +89,43 @@ def build(
             web.get("/maps", maps),
             web.get("/sockets/{namespace}/{name}", show_sockets),
             web.post("/shortcut/{state:on|off}", switch_shortcut),
+            *(_telemetry_routes(telemetry) if telemetry else ()),
+            *(pages.routes(journal) if journal else ()),
+            *(trace.routes() if trace else ()),
         ],
     )
     return app
+
+
+def _telemetry_routes(telemetry: TelemetryPages) -> list[web.RouteDef]:
+    async def connections(_: web.Request) -> web.Response:
+        return web.json_response(await telemetry.connections())
+
+    async def flows(_: web.Request) -> web.Response:
+        return web.json_response(await telemetry.flows())
+
+    return [web.get("/connections", connections), web.get("/flows", flows), *_metric_routes(telemetry)]
+
+
+def _metric_routes(telemetry: TelemetryPages) -> list[web.RouteDef]:
+    async def metrics(request: web.Request) -> web.Response:
+        body, content_type = await telemetry.metrics(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    return [web.get("/metrics", metrics), web.get("/stats/prometheus", metrics)]
+
+
+async def serve_metrics(telemetry: TelemetryPages, port: int) -> None:
+    """On all addresses, until cancelled. Raises OSError where the port is taken: supervise() tries again."""
+    app = web.Application()
+    app.add_routes(_metric_routes(telemetry))
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, None, port).start()
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
 
 
 def _rows(found: Sequence[Any]) -> list[Any]:

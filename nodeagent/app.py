@@ -6,21 +6,29 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from mesh.journal.kept import KeptJournal
 from mesh.lifecycle import Shutdown, supervise
+from mesh.telemetry import lines
 from nodeagent import admin
+from nodeagent.capture.mounts import cgroup2_root
 from nodeagent.config import Config
 from nodeagent.kernel import CaptureKernel, probe
 from nodeagent.paths.keeper import PathKeeper
 from nodeagent.pods.discovery import PodsFile
 from nodeagent.pods.enroller import Enroller
 from nodeagent.pods.plan import ObservedPod
-from nodeagent.pods.seam import Kernel, KernelError, ShortcutStatus
+from nodeagent.pods.seam import Kernel, KernelError, LocalPod, ShortcutStatus
 from nodeagent.pods.sockets import Listening, listening
 from nodeagent.server import ZdsServer
+from nodeagent.telemetry.accesslog import AccessLog
+from nodeagent.telemetry.telemetry import Telemetry
+from nodeagent.trace.service import TraceService
 
 if TYPE_CHECKING:
     from nodeagent.cluster import ClusterNode
@@ -31,13 +39,24 @@ log = logging.getLogger(__name__)
 class Agent:
     """All tasks of the process. `kernel` is the caller's to close."""
 
-    def __init__(self, config: Config, kernel: Kernel, paths: PathKeeper) -> None:
+    def __init__(
+        self,
+        config: Config,
+        kernel: Kernel,
+        paths: PathKeeper,
+        telemetry: Telemetry,
+        journal: KeptJournal | None,
+        trace: TraceService,
+    ) -> None:
         self._config = config
         self._kernel = kernel
         self.paths = paths
+        self.telemetry = telemetry
+        self.journal = journal
+        self._trace = trace
         drain_ms, release_ms = int(config.drain_s * 1000), int(config.release_drain_s * 1000)
         self.enroller = Enroller(
-            kernel, drain_ms=release_ms, close_after_s=config.close_after_s, on_captured=paths.set_pods
+            kernel, drain_ms=release_ms, close_after_s=config.close_after_s, on_captured=self._set_pods
         )
         self.server = ZdsServer(config.zds_socket, maps=kernel.maps, prepare=self.enroller.prepare, drain_ms=drain_ms)
         self.enroller.attach(self.server)
@@ -59,9 +78,14 @@ class Agent:
             "wake-ups": self._wake,
             "heartbeat": self._heartbeat,
             "kernel paths": self.paths.run,
+            "telemetry": self.telemetry.run,
             "admin": self._serve_admin,
             **(self._cluster.parts() if self._cluster else {}),
         }
+        if self.journal:
+            parts["journal"] = self.journal.run
+        if port := self._config.metrics_port:
+            parts["metrics"] = partial(admin.serve_metrics, self.telemetry, port)
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(supervise(name, part)) for name, part in parts.items()]
             await shutdown.orderly.wait()
@@ -69,6 +93,14 @@ class Agent:
                 task.cancel()
         self.enroller.close()
         self.paths.close()
+        self.telemetry.close()
+        if self.journal:
+            await asyncio.to_thread(self.journal.finish)
+
+    def _set_pods(self, pods: Iterable[LocalPod]) -> None:
+        captured = tuple(pods)
+        self.paths.set_pods(captured)
+        self.telemetry.set_pods((pod.cookie, pod.workload) for pod in captured)
 
     async def _watch_mesh(self) -> None:
         async for update in self._source.watch():
@@ -78,6 +110,7 @@ class Agent:
             self._source_errors = errors
             self._epoch = update.snapshot.epoch
             self.paths.set_snapshot(update.snapshot, update.delta)
+            self.telemetry.set_snapshot(update.snapshot)
             if self._cluster is not None:
                 self._cluster.set_snapshot(update.snapshot)
             self.enroller.set_workloads(update.snapshot.on_node(self._config.node))
@@ -104,7 +137,15 @@ class Agent:
 
     async def _serve_admin(self) -> None:
         app = admin.build(
-            self.enroller.is_settled.is_set, self.status, probe, self.sockets, self.switch_shortcut, self.paths.audit
+            self.enroller.is_settled.is_set,
+            self.status,
+            probe,
+            self.sockets,
+            self.switch_shortcut,
+            self.paths.audit,
+            self.telemetry,
+            self.journal,
+            self._trace,
         )
         await admin.serve(app, self._config.admin_socket)
 
@@ -136,6 +177,7 @@ class Agent:
             "ztunnels": [asdict(peer) for peer in self.server.status()],
             "counters": counters,
             "shortcut": asdict(self._kernel.shortcut()),
+            "traces": self._trace.attached,
             "paths": asdict(self.paths.status()),
             "errors": [*self._source_errors, *(one for one in self._problems() if one)],
         }
@@ -152,6 +194,24 @@ def _cluster_node(config: Config, enroller: Enroller) -> ClusterNode | None:
     return ClusterNode(config.node, enroller, config.cluster)
 
 
+def _agent(config: Config, kernel: CaptureKernel, log_fd: int) -> Agent:
+    """Raises KernelError."""
+    journal = (
+        KeptJournal(config.journal_dir, config.journal_limits, lambda: telemetry.records()) if config.journal else None
+    )
+    paths = PathKeeper(kernel.paths, same_node=config.same_node, on_refused=lambda one: telemetry.on_refused(one))
+    telemetry = Telemetry(
+        kernel.traffic,
+        AccessLog(log_fd, form=config.access_log_format, bypass=config.log_bypass),
+        rule_name=paths.rules.name,
+        kernel_outcomes=kernel.counters,
+        version=version("qanat"),
+        recorder=journal.recorder if journal else None,
+    )
+    trace = TraceService(kernel.pins, cgroup2_root(), telemetry.who, paths.rules.name)
+    return Agent(config, kernel, paths, telemetry, journal, trace)
+
+
 async def run(config: Config) -> int:
     """Exit status."""
     try:
@@ -163,7 +223,8 @@ async def run(config: Config) -> int:
         shutdown = Shutdown()
         shutdown.install()
         log.info("node agent started", extra={"mesh": config.mesh, "node": config.node})
-        await Agent(config, kernel, PathKeeper(kernel.paths, same_node=config.same_node)).run(shutdown)
+        with lines.opened(config.access_log) as log_fd:
+            await _agent(config, kernel, log_fd).run(shutdown)
         if config.detach_on_exit:
             kernel.detach()
         log.info("node agent ended", extra={"capture": "off" if config.detach_on_exit else "stays on"})

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mesh.journal.writer import Limits
 from mesh.policy.same_node import SameNode
 from mesh.sources.choice import SourceChoice
 
 DEFAULT_RUN_DIR = Path("/run/qanat")
+METRICS_PORT = 15014
+"""Where Istio's own node agent has its metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,9 @@ class ClusterSettings:
 class Config:
     """`close_after_s`: connections of captured pods are refused when no ztunnel has been there for so long; until then
     they wait. `drain_s`: a ztunnel that has a successor may finish connections for so long; `release_drain_s`: those of
-    a pod that leaves the mesh and lives on, much longer, since nobody waits for them to end. `cluster`: None where pods
-    come from pods.json."""
+    a pod that leaves the mesh and lives on, much longer, since nobody waits for them to end. `log_bypass`: one in so
+    many bypassed connections of a pod gets a line in the access log, 0 none. `metrics_port` 0: none but on the admin
+    socket. `cluster`: None where pods come from pods.json."""
 
     mesh: str
     node: str
@@ -53,6 +57,12 @@ class Config:
     release_drain_s: float = 600.0
     close_after_s: float = 30.0
     detach_on_exit: bool = False
+    access_log: str = "-"
+    access_log_format: str = "text"
+    log_bypass: int = 1
+    metrics_port: int = METRICS_PORT
+    journal: bool = True
+    journal_limits: Limits = field(default_factory=Limits)
     cluster: ClusterSettings | None = None
     log_level: str = "info"
     log_format: str = "text"
@@ -68,6 +78,10 @@ class Config:
     @property
     def admin_socket(self) -> Path:
         return self.node_dir / "agent.sock"
+
+    @property
+    def journal_dir(self) -> Path:
+        return self.node_dir / "journal" / "nodeagent"
 
     @property
     def pods_file(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from mesh.model.workload import IPAddress
@@ -24,6 +25,7 @@ from nodeagent.capture import (
 from nodeagent.capture.trial import LIMITS
 from nodeagent.config import Config
 from nodeagent.pods.seam import KernelError, ShortcutStatus
+from nodeagent.telemetry.kernel import TrafficMaps
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,16 @@ class CaptureKernel:
     @property
     def paths(self) -> PathMaps:
         return self._capture.paths
+
+    @property
+    def traffic(self) -> TrafficMaps:
+        """What the kernel counts of connections without a proxy; the caller closes it. Raises KernelError."""
+        return _translated("open telemetry", TrafficMaps, self.pins)
+
+    @property
+    def pins(self) -> Path:
+        """Where the maps are pinned."""
+        return self._capture.pins.maps
 
     def cookie(self, netns_fd: int) -> int:
         return _translated("read the namespace's cookie", netns_cookie, netns_fd)

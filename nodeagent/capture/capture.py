@@ -88,7 +88,7 @@ class Capture:
         """Use open()."""
         self.instance = instance
         self._settings = settings
-        self._pins = where
+        self.pins = where
         self._maps: dict[str, Map] = {}
         self._linked: set[int] = set()
         self._paths: PathMaps | None = None
@@ -136,7 +136,7 @@ class Capture:
         try:
             with self._object(name, loader.features(name)) as loaded:
                 for program in loaded.programs():
-                    path = self._pins.links / program.removeprefix("qn_")
+                    path = self.pins.links / program.removeprefix("qn_")
                     attach_type = loader.CGROUP_SOCK_OPS if name in _SOCK_OPS else loaded.attach_type(program)
                     _ensure_cgroup_link(path, loaded.prog_fd(program), cgroup_fd, attach_type)
         finally:
@@ -144,13 +144,13 @@ class Capture:
 
     def _load_shortcut(self) -> None:
         """Where the trial failed, or the object does not load, flows that want the shortcut are direct ones."""
-        path = self._pins.links / "join"
+        path = self.pins.links / "join"
         if self.shortcut.usable:
             cgroup_fd = os.open(
                 self._settings.cgroup or mounts.cgroup2_root(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
             )
             try:
-                with Object(shortcut.OBJECT, self._pins.maps) as loaded:
+                with Object(shortcut.OBJECT, self.pins.maps) as loaded:
                     shortcut.judge_messages(loaded)
                     _ensure_cgroup_link(path, loaded.prog_fd("qn_join"), cgroup_fd, loader.CGROUP_SOCK_OPS)
             except BpfError as error:
@@ -163,9 +163,9 @@ class Capture:
 
     def _refresh_inbound(self) -> None:
         """Give the links of pods that are captured already the programs of this version."""
-        for cookie in self._pins.inbound_cookies():
+        for cookie in self.pins.inbound_cookies():
             try:
-                with Link.pinned(self._pins.inbound(cookie)) as link, self._inbound_object(cookie) as loaded:
+                with Link.pinned(self.pins.inbound(cookie)) as link, self._inbound_object(cookie) as loaded:
                     if link.info().netns_inode:
                         link.update(loaded.prog_fd("qn_inbound"))
                         self._linked.add(cookie)
@@ -180,9 +180,9 @@ class Capture:
         """Load by the loader that was chosen. Raises BpfError."""
         match self._settings.loader:
             case "libbpf":
-                return Object(name, self._pins.maps, settings)
+                return Object(name, self.pins.maps, settings)
             case "bcc":
-                return BccObject(name, self._pins.maps, settings)
+                return BccObject(name, self.pins.maps, settings)
 
     # --- pods
 
@@ -216,7 +216,7 @@ class Capture:
     def _ensure_inbound(self, pod: PodCapture) -> None:
         if pod.cookie in self._linked:
             return
-        path = self._pins.inbound(pod.cookie)
+        path = self.pins.inbound(pod.cookie)
         pins.drop_link(path)  # a leftover that could not be refreshed
         with self._inbound_object(pod.cookie) as loaded:
             with Link.attach(loaded.prog_fd("qn_inbound"), pod.netns_fd, loader.SK_LOOKUP) as link:
@@ -242,7 +242,7 @@ class Capture:
         known = self.pods().get(cookie)
         try:
             self._maps["pods"].delete(_cookie_key(cookie))
-            pins.drop_link(self._pins.inbound(cookie))
+            pins.drop_link(self.pins.inbound(cookie))
             self._linked.discard(cookie)
             if known:
                 for ip in known.addrs:
@@ -255,7 +255,7 @@ class Capture:
 
     def reconcile(self, wanted: Collection[int]) -> set[int]:
         """Un-enrol every pod whose cookie is not wanted, those whose namespace is gone included. Returns them."""
-        present = set(self.pods()) | self._pins.inbound_cookies()
+        present = set(self.pods()) | self.pins.inbound_cookies()
         gone = present - set(wanted)
         for cookie in gone:
             self.unenroll(cookie)

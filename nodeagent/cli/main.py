@@ -27,6 +27,8 @@ COMMANDS = {
     "whatif": ("nodeagent.cli.whatif", "whatif", "What changed objects would do to connections seen so far."),
     "audit": ("nodeagent.cli.audit", "audit", "Export the decision journal, or verify an export."),
     "shortcut": ("nodeagent.cli.shortcut", "shortcut", "The switch of the same-node shortcut."),
+    "top": ("nodeagent.cli.top", "top", "Who talks to whom right now, by which path and how well."),
+    "trace": ("nodeagent.cli.trace", "trace", "What happens to connections of chosen pods, as it happens."),
     "logs": ("nodeagent.cli.logs", "logs", "Logs of programs and pods."),
     "version": ("nodeagent.cli.version", "show", "Versions of Qanat and of what it stands on."),
 }

@@ -50,7 +50,7 @@ class ServiceRow:
 @dataclass(frozen=True, slots=True)
 class ConnectionRow:
     """One end of one: ``local`` is the client, ``target`` what it dialled (outbound) or what is served, ``remote`` the
-    endpoint or tunnel peer that was chosen."""
+    endpoint or tunnel peer that was chosen. ``path``: tunnel or plain through ztunnel, direct or bypass without."""
 
     node: str
     workload: str
@@ -58,6 +58,7 @@ class ConnectionRow:
     local: str
     remote: str
     target: str
+    path: str
     protocol: str
     src_identity: str
     dst_identity: str
@@ -169,6 +170,7 @@ def _connection(node: str, raw: Mapping[str, Any]) -> ConnectionRow:
         local=str(raw.get("src", "")),
         remote=str(raw.get("peer") or raw.get("dst") or ""),
         target=str(raw.get("dst") or ""),
+        path=str(raw.get("path") or ""),
         protocol="HBONE" if raw.get("path") == "tunnel" else "TCP",
         src_identity=str(raw.get("srcIdentity") or ""),
         dst_identity=str(raw.get("dstIdentity") or ""),

@@ -21,6 +21,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Row = TypeVar("Row")
 CONFIG_DUMP = (Program.ZTUNNEL, "/config_dump")
 CONNECTIONS_PAGE = (Program.ZTUNNEL, "/connections")
+UNPROXIED_PAGE = (Program.AGENT, "/connections")
 STATUS = (Program.AGENT, "/status")
 TUNNEL_STATUS = (Program.ZTUNNEL, "/status")
 
@@ -152,6 +153,7 @@ CONNECTIONS: tuple[Column[rows.ConnectionRow], ...] = (
     Column("LOCAL", lambda r: r.local),
     Column("REMOTE", lambda r: r.remote),
     Column("REMOTE TARGET", lambda r: r.service or r.target),
+    Column("PATH", lambda r: r.path),
     Column("PROTOCOL", lambda r: r.protocol, style=lambda r: "green" if r.protocol == "HBONE" else "yellow"),
     Column("SENT", lambda r: size(r.bytes_sent), right=True),
     Column("RECEIVED", lambda r: size(r.bytes_received), right=True),
@@ -172,12 +174,13 @@ CONNECTIONS: tuple[Column[rows.ConnectionRow], ...] = (
 def connections(
     mesh: str, node: str | None, form: str, run_dir: Path, namespace: str | None, direction: str | None, watch: bool
 ) -> None:
-    """Connections that ztunnel carries right now; a cross-node one shows on both nodes, once per end."""
+    """Open connections: those that ztunnel carries (a cross-node one shows on both nodes, once per end) and those that
+    need no proxy, as the kernel has them (direct, bypass)."""
     running = find(mesh, node, run_dir)
     chosen = Format(form)
 
     def look() -> tuple[list[rows.ConnectionRow], Sequence[Answer]]:
-        (live,) = ask(running, CONNECTIONS_PAGE)
+        live = [answer for group in ask(running, CONNECTIONS_PAGE, UNPROXIED_PAGE) for answer in group]
         return [
             row for row in rows.connections(live)
             if _is_in(namespace, row.workload.partition("/")[0]) and direction in (None, row.direction.lower())

@@ -11,16 +11,16 @@ from mesh.telemetry import lines
 from nodeagent.bpf.layouts import Path
 from nodeagent.bpf.traffic_layouts import End
 from nodeagent.telemetry.kernel import Flow
-from nodeagent.telemetry.refusal import Refusal
 from nodeagent.telemetry.who import Parties
 
 _REASONS = {End.CLOSED: "ok", End.RESET: "reset", End.FAILED: "failed"}
 _COUNTED = 4096
+"""Sources."""
 
 
 class AccessLog:
     """Bypassed connections are many and of little interest to some: `bypass` writes one in so many of each source, 0
-    none. All others are written."""
+    none. All others are written. What policy refuses is in the agent's own log, by nodeagent/paths/refusals.py."""
 
     def __init__(self, out: BinaryIO | int, *, form: str = "text", bypass: int = 1) -> None:
         self._sink = lines.Sink(out)
@@ -35,9 +35,6 @@ class AccessLog:
     def ended(self, flows: Iterable[tuple[Flow, Parties, str, int]]) -> None:
         """(connection, its ends, name of the rule, Unix microseconds of its end)."""
         self._sink.write(self.line(*one) for one in flows if self._is_wanted(one[0]))
-
-    def refused(self, refusals: Iterable[Refusal]) -> None:
-        self._sink.write(map(self.refusal, refusals))
 
     def _is_wanted(self, flow: Flow) -> bool:
         if flow.pair.path is not Path.BYPASS or self._bypass == 1:
@@ -67,16 +64,6 @@ class AccessLog:
         if failed:
             fields.append(text("error", "refused by the destination, or no answer"))
         return self._put("error" if failed else "info", end_unix_us, fields)
-
-    def refusal(self, one: Refusal) -> str:
-        text = self._form.text
-        fields = [
-            *self._ends("", self._form.bare("dst.addr", lines.show(one.dialled)), one.who),
-            text("direction", "outbound"),
-            *self._decision(Path.REFUSED, one.rule, "denied"),
-            text("error", "denied by policy"),
-        ]
-        return self._put("error", one.unix_us, fields)
 
     def _ends(self, src_addr: str, dst_addr: str, who: Parties) -> list[str]:
         service = [self._form.text("dst.service", who.service.hostname)] if who.service else []

@@ -11,21 +11,22 @@ from mesh.journal.recorder import Recorder
 from mesh.telemetry.names import WorkloadNames
 from nodeagent.bpf.layouts import Path, SockAddr
 from nodeagent.bpf.traffic_layouts import End
+from nodeagent.paths.refusals import Refusal
 from nodeagent.telemetry.kernel import Flow
-from nodeagent.telemetry.refusal import Refusal
 from nodeagent.telemetry.who import Parties
 
 _PATHS = {Path.DIRECT: flow.Path.DIRECT, Path.BYPASS: flow.Path.BYPASS}
 
 
 def count(recorder: Recorder, one: Flow, who: Parties, rule: str, end_unix_us: int) -> None:
-    began = end_unix_us - (one.end_ns - one.start_ns) // 1000
+    """`end_unix_us`: now, if it is open."""
+    began = end_unix_us - (max(one.end_ns, one.start_ns) - one.start_ns) // 1000
     recorder.count((one.pair, one.rule, one.end is End.FAILED), began, partial(flow_of, one, who, rule))
 
 
-def count_refusal(recorder: Recorder, one: Refusal) -> None:
-    key = (one.who.source.uid, one.dialled, one.target, one.rule)
-    recorder.count(key, one.unix_us, partial(flow_of_refusal, one))
+def count_refusal(recorder: Recorder, one: Refusal, unix_us: int) -> None:
+    key = (one.source, one.source_identity, one.dialled, one.address, one.rule)
+    recorder.count(key, unix_us, partial(flow_of_refusal, one))
 
 
 def flow_of(one: Flow, who: Parties, rule: str) -> flow.Flow:
@@ -43,14 +44,15 @@ def flow_of(one: Flow, who: Parties, rule: str) -> flow.Flow:
 
 
 def flow_of_refusal(one: Refusal) -> flow.Flow:
+    """Names as they were when it happened."""
+    address, _, port = one.address.rpartition(":")
     return flow.Flow(
         direction=Direction.OUTBOUND,
         path=flow.Path.REFUSED,
         verdict=Verdict.DENIED,
-        source=_party(None, one.who.source, one.who.source_identity),
-        destination=_party(one.target, one.who.destination, one.who.destination_identity),
-        port=one.target.port,
-        service=one.who.service.hostname if one.who.service else "",
+        source=Party(ip="", identity=one.source_identity, workload=one.source),
+        destination=Party(ip=address.strip("[]"), identity=one.destination_identity, workload=one.destination),
+        port=int(port) if port.isdecimal() else 0,
         rule=one.rule,
     )
 

@@ -13,8 +13,7 @@ from prometheus_client.exposition import choose_encoder
 from mesh.telemetry.labels import LABELS, SERIES, LabelValues
 from nodeagent.telemetry.series import PATH_LABELS, Cell
 
-REFUSED_LABELS = ("rule", "source_workload", "source_workload_namespace", "destination_workload",
-                  "destination_workload_namespace")  # fmt: skip
+REFUSED_LABELS = ("rule", "source", "destination")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class _Once:
 def _collect(reading: Reading) -> Iterable[Metric]:
     yield from _istio([cell for cell in reading.cells if len(cell.labels) == len(LABELS)])
     yield from _paths([cell for cell in reading.cells if len(cell.labels) == len(PATH_LABELS)])
-    refused = CounterMetricFamily("qanat_refused", "connect() refused in the kernel, by rule.", labels=REFUSED_LABELS)
+    refused = CounterMetricFamily("qanat_refused", "connect() refused in the kernel.", labels=REFUSED_LABELS)
     for labels, count in reading.refused.items():
         refused.add_metric(labels, count)
     yield refused

@@ -17,7 +17,7 @@ _NONE = Totals(0, 0, 0, 0, 0, 0, 0, 0)
 def connection(flow: Flow, who: Parties, rule: str, now_ns: int) -> Row:
     return {
         "id": flow.socket,
-        "pod": who.source.uid,
+        "pod": _name(who.source, ""),
         "direction": "outbound",
         "path": flow.pair.path.name.lower(),
         "src": show(flow.local),

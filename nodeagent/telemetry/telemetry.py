@@ -10,17 +10,17 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 
+from mesh.journal.flow import Lost, Record
 from mesh.journal.recorder import Recorder
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import WorkloadUid
 from mesh.telemetry.labels import OTHER, LabelValues
 from mesh.telemetry.names import Names
 from nodeagent.bpf.layouts import Path
-from nodeagent.capture.path_maps import PathEvent
+from nodeagent.paths.refusals import Refusal
 from nodeagent.telemetry import decisions, exposition, listing
 from nodeagent.telemetry.accesslog import AccessLog
 from nodeagent.telemetry.kernel import Flow, Pair, Totals, TrafficMaps
-from nodeagent.telemetry.refusal import Refusal
 from nodeagent.telemetry.series import Cell, PathSeries
 from nodeagent.telemetry.who import Parties, Who
 
@@ -53,25 +53,25 @@ class Telemetry:
         self._kernel_outcomes = kernel_outcomes
         self._version = version
         self._recorder = recorder
-        self._who = Who(Names(MeshSnapshot.build(0)))
-        self._series = PathSeries(self._who)
-        self._refusals: deque[tuple[PathEvent, str]] = deque(maxlen=_REFUSALS_WAITING)
+        self.who = Who(Names(MeshSnapshot.build(0)))
+        self._series = PathSeries(self.who)
+        self._refusals: deque[Refusal] = deque(maxlen=_REFUSALS_WAITING)
         self._refused: Counter[LabelValues] = Counter()
 
     # --- inputs
 
     def set_snapshot(self, snapshot: MeshSnapshot) -> None:
-        self._who.set_names(Names(snapshot))
-        if self._recorder:
+        self.who.set_names(Names(snapshot))
+        if self._recorder is not None:
             self._recorder.forget_names()
 
     def set_pods(self, pods: Iterable[tuple[int, WorkloadUid]]) -> None:
         """All captured pods of this node: (namespace cookie, workload)."""
-        self._who.set_pods(pods)
+        self.who.set_pods(pods)
 
-    def on_refused(self, event: PathEvent, rule: str) -> None:
-        """The kernel refused a connect(). Any thread; when too many wait the oldest is dropped from the log."""
-        self._refusals.append((event, rule))
+    def on_refused(self, refusal: Refusal) -> None:
+        """The kernel refused a connect(). Any thread; when too many wait the oldest is dropped."""
+        self._refusals.append(refusal)
 
     # --- the loop
 
@@ -109,30 +109,21 @@ class Telemetry:
     def _ended(self, flows: list[Flow], offset_ns: int) -> None:
         named = []
         for flow in flows:
-            pair = flow.pair
-            who = self._who.parties(pair.src, flow.local, pair.dst, pair.remote, pair.dialled)
+            who = self._parties(flow)
             named.append((flow, who, self._rule_name(flow.rule), (flow.end_ns + offset_ns) // 1000))
         self._log.ended(named)
-        if self._recorder:
+        if self._recorder is not None:
             for flow, who, rule, end in named:
                 decisions.count(self._recorder, flow, who, rule, end)
 
     def _take_refusals(self, offset_ns: int) -> None:
-        taken = [self._refusals.popleft() for _ in range(len(self._refusals))]
-        refusals = [one for one in (self._refusal(event, rule, offset_ns) for event, rule in taken) if one]
-        self._log.refused(refusals)
-        for one in refusals:
-            source, destination = one.who.source, one.who.destination
-            labels = (one.rule, source.workload, source.namespace, destination.workload, destination.namespace)
-            self._refused[labels if labels in self._refused or len(self._refused) < _RULES else OTHER[:5]] += 1
-            if self._recorder:
-                decisions.count_refusal(self._recorder, one)
-
-    def _refusal(self, event: PathEvent, rule: str, offset_ns: int) -> Refusal | None:
-        if event.dialled is None or event.target is None:
-            return None
-        who = self._who.parties(event.src, None, event.dst, event.target, event.dialled)
-        return Refusal(who, event.dialled, event.target, rule, (event.time_ns + offset_ns) // 1000)
+        for _ in range(len(self._refusals)):
+            one = self._refusals.popleft()
+            labels = (one.rule, one.source, one.destination)
+            known = labels in self._refused or len(self._refused) < _RULES
+            self._refused[labels if known else OTHER[: len(labels)]] += 1
+            if self._recorder is not None:
+                decisions.count_refusal(self._recorder, one, (one.time_ns + offset_ns) // 1000)
 
     # --- who asks
 
@@ -142,9 +133,17 @@ class Telemetry:
         now = time.monotonic_ns()
         return [listing.connection(flow, self._parties(flow), self._rule_name(flow.rule), now) for flow in flows]
 
+    def records(self) -> list[Record | Lost]:
+        """Open connections, for the journal's readers."""
+        recorder = Recorder()
+        now_us = time.time_ns() // 1000
+        for flow in self._maps.live():
+            decisions.count(recorder, flow, self._parties(flow), self._rule_name(flow.rule), now_us)
+        return recorder.take(0.0)
+
     def _parties(self, flow: Flow) -> Parties:
         pair = flow.pair
-        return self._who.parties(pair.src, flow.local, pair.dst, pair.remote, pair.dialled)
+        return self.who.parties(pair.src, flow.local, pair.dst, pair.remote, pair.dialled)
 
     async def flows(self) -> list[dict[str, object]]:
         """What was counted by pair, open connections included."""
@@ -155,7 +154,7 @@ class Telemetry:
         counted = dict(totals)
         rows = []
         for pair in counted.keys() | by_pair.keys():
-            who = self._who.parties(pair.src, None, pair.dst, pair.remote, pair.dialled)
+            who = self.who.parties(pair.src, None, pair.dst, pair.remote, pair.dialled)
             rows.append(listing.traffic(pair, who, counted.get(pair), by_pair.get(pair, ())))
         return rows
 

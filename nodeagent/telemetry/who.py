@@ -52,6 +52,16 @@ class Who:
         while len(self._known) > _REMEMBERED + len(self._pods):
             self._known.popitem(last=False)
 
+    def name(self, cookie: int) -> str:
+        """namespace/name of a pod of this node; empty: not known."""
+        known = self._known.get(cookie)
+        return f"{known.namespace}/{known.pod}" if known else ""
+
+    def cookie(self, namespace: str, name: str) -> int | None:
+        """Of a captured pod of this node."""
+        wanted = f"{namespace}/{name}"
+        return next((cookie for cookie in self._pods if self.name(cookie) == wanted), None)
+
     def parties(self, src: int, local: SockAddr | None, dst: int, remote: SockAddr, dialled: SockAddr) -> Parties:
         """`src`, `dst`: namespace cookies, 0 = not known; `local` None: not known either."""
         source, destination = self._known.get(src), self._known.get(dst)

@@ -228,8 +228,8 @@ def test_connections_are_named_by_pod_and_end(nodes: Nodes) -> None:
     result = nodes.run("connections")
 
     assert [cells(line)[:4] + cells(line)[6:] for line in result.stdout.splitlines()[1:]] == [
-        ["n1", "shop/shopper", "Outbound", "10.0.0.1:40000", "HBONE", "1.2", "kB", "3.4", "MB", "2s"],
-        ["n2", "shop/web", "Inbound", "10.0.0.1:40000", "TCP", "1.2", "kB", "3.4", "MB", "2s"],
+        ["n1", "shop/shopper", "Outbound", "10.0.0.1:40000", "tunnel", "HBONE", "1.2", "kB", "3.4", "MB", "2s"],
+        ["n2", "shop/web", "Inbound", "10.0.0.1:40000", "plain", "TCP", "1.2", "kB", "3.4", "MB", "2s"],
     ]
 
 
