@@ -19,27 +19,6 @@
 /* Part of the ring that may fill before its reader is woken. */
 #define WAKE_BYTES (QN_CLOSINGS_BYTES / 4)
 
-static __always_inline void read_addrs(struct bpf_sock_ops *ctx, struct qn_track *t)
-{
-	if (ctx->family == QN_AF_INET6) {
-		struct qn_words local = { { ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2],
-					    ctx->local_ip6[3] } };
-		struct qn_words remote = { { ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2],
-					     ctx->remote_ip6[3] } };
-
-		qn_ip_set(t->local.ip, &t->local.family, &local, 1);
-		qn_ip_set(t->remote.ip, &t->remote.family, &remote, 1);
-	} else {
-		struct qn_words local = { { ctx->local_ip4 } };
-		struct qn_words remote = { { ctx->remote_ip4 } };
-
-		qn_ip_set(t->local.ip, &t->local.family, &local, 0);
-		qn_ip_set(t->remote.ip, &t->remote.family, &remote, 0);
-	}
-	t->local.port = (__u16)ctx->local_port;
-	t->remote.port = (__u16)bpf_ntohl(ctx->remote_port);
-}
-
 static __always_inline void on_connect(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
@@ -56,7 +35,7 @@ static __always_inline void on_connect(struct bpf_sock_ops *ctx)
 	t.dst = s->dst;
 	t.rule = s->rule;
 	t.path = s->path;
-	read_addrs(ctx, &t);
+	qn_sock_addrs(ctx, &t.local, &t.remote);
 	t.dialled = s->addr.family ? s->addr : t.remote;
 	if (!bpf_sk_storage_get(&tracked, sk, &t, BPF_SK_STORAGE_GET_F_CREATE)) {
 		qn_count(QN_CNT_UNTRACKED);

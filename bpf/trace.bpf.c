@@ -118,27 +118,6 @@ int qn_trace6(struct bpf_sock_addr *ctx)
 	return on_connect_call(ctx, &to);
 }
 
-static __always_inline void read_addrs(struct bpf_sock_ops *ctx, struct qn_trace *t)
-{
-	if (ctx->family == QN_AF_INET6) {
-		struct qn_words local = { { ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2],
-					    ctx->local_ip6[3] } };
-		struct qn_words remote = { { ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2],
-					     ctx->remote_ip6[3] } };
-
-		qn_ip_set(t->local.ip, &t->local.family, &local, 1);
-		qn_ip_set(t->remote.ip, &t->remote.family, &remote, 1);
-	} else {
-		struct qn_words local = { { ctx->local_ip4 } };
-		struct qn_words remote = { { ctx->remote_ip4 } };
-
-		qn_ip_set(t->local.ip, &t->local.family, &local, 0);
-		qn_ip_set(t->remote.ip, &t->remote.family, &remote, 0);
-	}
-	t->local.port = (__u16)ctx->local_port;
-	t->remote.port = (__u16)bpf_ntohl(ctx->remote_port);
-}
-
 /* 0 = nothing to report. */
 static __always_inline __u8 kind_of(struct bpf_sock_ops *ctx)
 {
@@ -196,7 +175,7 @@ int qn_trace_sock(struct bpf_sock_ops *ctx)
 	is_proxys = t.role == QN_ROLE_ZTUNNEL || t.role == QN_ROLE_CAPTURED;
 	if (is_proxys && t.kind != QN_TRACE_RETRANSMIT && t.kind != QN_TRACE_RESET)
 		return 1;
-	read_addrs(ctx, &t);
+	qn_sock_addrs(ctx, &t.local, &t.remote);
 	if (!t.dialled.family)
 		t.dialled = t.remote;
 	if (!is_meant(&t.dialled) && !is_meant(&t.remote) && !is_meant(&t.local))

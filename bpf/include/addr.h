@@ -75,6 +75,29 @@ static __always_inline int qn_is_link_local6(const __u8 ip[16], __u8 family)
 	return family == 6 && (v.w[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
+/* Both ends from the socket's own point of view. A program that calls it sees its context's addresses field by field,
+ * as the verifier wants it.
+ */
+static __always_inline void qn_sock_addrs(struct bpf_sock_ops *ctx, struct qn_addr *local, struct qn_addr *remote)
+{
+	if (ctx->family == QN_AF_INET6) {
+		struct qn_words l = { { ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2], ctx->local_ip6[3] } };
+		struct qn_words r = { { ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2],
+					ctx->remote_ip6[3] } };
+
+		qn_ip_set(local->ip, &local->family, &l, 1);
+		qn_ip_set(remote->ip, &remote->family, &r, 1);
+	} else {
+		struct qn_words l = { { ctx->local_ip4 } };
+		struct qn_words r = { { ctx->remote_ip4 } };
+
+		qn_ip_set(local->ip, &local->family, &l, 0);
+		qn_ip_set(remote->ip, &remote->family, &r, 0);
+	}
+	local->port = (__u16)ctx->local_port;
+	remote->port = (__u16)bpf_ntohl(ctx->remote_port);
+}
+
 static __always_inline int qn_pod_owns(const struct qn_pod *pod, const __u8 ip[16], __u8 family)
 {
 #pragma unroll

@@ -23,7 +23,6 @@ PATH_LABELS = (
     "destination_workload",
     "destination_workload_namespace",
 )
-_NONE = Totals(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +75,8 @@ class PathSeries:
         self._idle_s = idle_s
         self._clock = clock
         self._seen: dict[Pair, _Seen] = {}
-        self._base: dict[LabelValues, tuple[Cell, float]] = {}
+        self._base: dict[LabelValues, Cell] = {}
+        self._base_at: dict[LabelValues, float] = {}
         self._shown: dict[LabelValues, Cell] = {}
         self.overflowed = 0
 
@@ -115,15 +115,14 @@ class PathSeries:
         return self._monotonic(fresh, now), idle
 
     def _retire(self, pair: Pair, total: Totals, now: float) -> None:
-        kept = {labels: cell for labels, (cell, _) in self._base.items()}
-        for cell in self._cells(pair, kept):
+        for cell in self._cells(pair, self._base):
             cell.add(total)
-            self._base[cell.labels] = (cell, now)
+            self._base_at[cell.labels] = now
 
     def _monotonic(self, fresh: dict[LabelValues, Cell], now: float) -> list[Cell]:
-        for labels, (base, at) in list(self._base.items()):
-            if labels not in fresh and now - at > self._idle_s:
-                del self._base[labels]
+        for labels, base in list(self._base.items()):
+            if labels not in fresh and now - self._base_at[labels] > self._idle_s:
+                del self._base[labels], self._base_at[labels]
                 continue
             cell = fresh.setdefault(labels, Cell(labels))
             for name in _COUNTS:
