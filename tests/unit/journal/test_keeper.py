@@ -26,7 +26,7 @@ async def test_running_keeper_writes_new_flows_without_being_asked(tmp_path: Pat
     task = asyncio.create_task(keeper.run())
     recorder.count(1, NOW, lambda: flow(port=1))
 
-    await eventually(lambda: ports(read(tmp_path)[0]) == [1])
+    await eventually(lambda: keeper.head is not None and ports(read(tmp_path)[0]) == [1])
 
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
