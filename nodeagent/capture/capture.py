@@ -191,6 +191,10 @@ class Capture:
         inbound link. Idempotent. Raises CaptureError; what was done stays and is completed by the next call."""
         if len(pod.addrs) > layouts.POD_ADDRS:
             raise CaptureError(f"a pod has at most {layouts.POD_ADDRS} addresses, not {len(pod.addrs)}")
+        with self.paths.pods_lock:
+            self._enroll(pod)
+
+    def _enroll(self, pod: PodCapture) -> None:
         before = self.pods()
         known = before.get(pod.cookie)
         slot = known.slot if known else self._free_slot(before.values())
@@ -241,7 +245,8 @@ class Capture:
         False: the pod was not captured. Raises CaptureError."""
         known = self.pods().get(cookie)
         try:
-            self._maps["pods"].delete(_cookie_key(cookie))
+            with self.paths.pods_lock:
+                self._maps["pods"].delete(_cookie_key(cookie))
             pins.drop_link(self.pins.inbound(cookie))
             self._linked.discard(cookie)
             if known:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -83,6 +84,8 @@ class PathMaps:
         self._maps = maps
         self._pins = pins
         self.settings = settings
+        self.pods_lock = threading.Lock()
+        """Over reading an entry of `pods` and writing it back: enrolment and flags are set by different threads."""
         self._listing: Object | None = None
 
     def entries(self, name: str) -> dict[bytes, bytes]:
@@ -102,14 +105,15 @@ class PathMaps:
     def set_pod_flags(self, cookie: int, flags: layouts.PodFlag) -> bool:
         """False: no such pod (any more)."""
         key = struct.pack("=Q", cookie)
-        raw = self._maps["pods"].lookup(key)
-        if raw is None:
-            return False
-        entry = QnPod.from_buffer_copy(raw)
-        if entry.flags != flags:
-            entry.flags = flags
-            self._maps["pods"].update(key, bytes(entry))
-        return True
+        with self.pods_lock:
+            raw = self._maps["pods"].lookup(key)
+            if raw is None:
+                return False
+            entry = QnPod.from_buffer_copy(raw)
+            if entry.flags != flags:
+                entry.flags = flags
+                self._maps["pods"].update(key, bytes(entry))
+            return True
 
     def events(self) -> Ring:
         """The caller closes it. One reader at a time."""

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import select
 import socket
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -443,6 +445,26 @@ def test_pod_flags_survive_being_enrolled_again(both: Publisher, world: World) -
     assert both.mesh.capture.pods()[world.a.cookie].flags == PodFlag.CAPTURE | PodFlag.BYPASS
     assert both.mesh.capture.pods()[world.b.cookie].flags == PodFlag.CAPTURE
     assert not both.maps.set_pod_flags(1, PodFlag.CAPTURE)
+
+
+def test_flags_of_a_pod_that_is_being_released_do_not_bring_it_back(both: Publisher, world: World) -> None:
+    flags = itertools.cycle((PodFlag.CAPTURE, PodFlag.CAPTURE | PodFlag.BYPASS))
+    stop = threading.Event()
+
+    def set_flags() -> None:
+        while not stop.is_set():
+            both.maps.set_pod_flags(world.a.cookie, next(flags))
+
+    thread = threading.Thread(target=set_flags)
+    thread.start()
+    try:
+        for _ in range(200):
+            both.mesh.capture.unenroll(world.a.cookie)
+            assert world.a.cookie not in both.mesh.capture.pods()
+            both.mesh.enroll(world.a)
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_mesh_kind_of_a_service_without_local_endpoints_goes_to_ztunnel(both: Publisher, world: World) -> None:
