@@ -44,9 +44,3 @@ class Mirror:
                 self.missing[key] = value
                 continue
             self._held[key] = value
-
-    def differences(self) -> tuple[set[bytes], set[bytes]]:
-        """(keys the kernel lacks or has with another value, keys it has too many), read anew."""
-        found = self._kernel.entries(self.name)
-        lacking = {key for key, value in self._held.items() if found.get(key) != value} | set(self.missing)
-        return lacking, set(found) - set(self._held)
