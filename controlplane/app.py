@@ -21,7 +21,7 @@ from controlplane.config import Config
 from mesh.lifecycle import Shutdown, supervise, until_any
 from mesh.model.identity import Identity
 from mesh.model.snapshot import MeshSnapshot
-from mesh.sources import Source, SourceError
+from mesh.sources import Source
 
 if TYPE_CHECKING:
     from controlplane.kube.seat import Seat
@@ -103,15 +103,19 @@ class _Following:
     def __init__(self, source: Source, permissions: Permissions) -> None:
         self._source = source
         self._permissions = permissions
-        self._known: frozenset[SourceError] = frozenset()
+        self._known: frozenset[str] = frozenset()
         self.has_snapshot = asyncio.Event()
 
     async def run(self) -> None:
         async for update in self._source.watch():
-            for error in update.errors:
+            errors = update.words()
+            for error in errors:
                 if error not in self._known:
                     log.warning("mesh object not used", extra={"cause": error})
-            self._known = frozenset(update.errors)
+            self._known = frozenset(errors)
+            if update.unread:  # which account a pod has may stand there
+                log.error("not all of the mesh's configuration could be read: nobody gets a certificate until it can")
+                continue
             await self._permissions.replace(update.snapshot)
             self.has_snapshot.set()
 

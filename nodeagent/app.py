@@ -104,16 +104,21 @@ class Agent:
 
     async def _watch_mesh(self) -> None:
         async for update in self._source.watch():
-            errors = tuple(str(error) for error in update.errors)
+            errors = update.words()
             for fresh in set(errors) - set(self._source_errors):
                 log.warning("mesh source: %s", fresh)
             self._source_errors = errors
+            on_node = update.snapshot.on_node(self._config.node)
+            if update.unread:
+                self.paths.hold(str(update.unread[0]))
+                self.enroller.set_known(on_node)
+                continue
             self._epoch = update.snapshot.epoch
             self.paths.set_snapshot(update.snapshot, update.delta)
             self.telemetry.set_snapshot(update.snapshot)
             if self._cluster is not None:
                 self._cluster.set_snapshot(update.snapshot)
-            self.enroller.set_workloads(update.snapshot.on_node(self._config.node))
+            self.enroller.set_workloads(on_node)
 
     async def _watch_pods(self) -> None:
         pods = self._cluster or PodsFile(self._config.pods_file)

@@ -10,6 +10,8 @@ from typing import Protocol
 from mesh.model.snapshot import Delta, MeshSnapshot
 from mesh.printable import printable
 
+HELD = "never read since the start: no pod is served until it can be read or is taken away"
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class SourceError:
@@ -35,12 +37,20 @@ class SourceError:
 class SourceUpdate:
     """``errors``: all that stand now, not only new ones; a mended one is simply not there any more.
     ``notes``: what was left out on purpose (kinds the mesh does not read). ``delta`` is empty when only these change.
+    ``unread``: those of ``errors`` because of which no snapshot was whole yet. A policy may stand there, so while there
+    are any, nothing may be opened on the word of ``snapshot``. Empty from the first whole one on.
     """
 
     snapshot: MeshSnapshot
     delta: Delta
     errors: tuple[SourceError, ...]
     notes: tuple[SourceError, ...] = ()
+    unread: tuple[SourceError, ...] = ()
+
+    def words(self) -> tuple[str, ...]:
+        """``errors`` for people, with what follows from them."""
+        held = frozenset(self.unread)
+        return tuple(f"{error}; {HELD}" if error in held else str(error) for error in self.errors)
 
 
 class Source(Protocol):

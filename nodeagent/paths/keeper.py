@@ -119,6 +119,13 @@ class PathKeeper:
             self._state = replace(self._state, epoch=epoch, snapshot=snapshot)
         self._wake.set()
 
+    def hold(self, why: str) -> None:
+        """Not all of the mesh's configuration could be read yet: everything goes to ztunnel, also what an earlier agent
+        let by. Before the first set_snapshot() only."""
+        with self._round_lock:
+            self._problem = f"{why}: everything goes to ztunnel"
+            self._kernel.settings.use(Paths(0))
+
     def set_pods(self, pods: Iterable[LocalPod]) -> None:
         """All captured pods of this node. Their descriptors are duplicated before this returns."""
         fresh = tuple(pods)

@@ -97,6 +97,7 @@ class Enroller:
         self._wake = asyncio.Event()
         self._busy = asyncio.Lock()
         self._has_workloads = self._has_observed = self._strangers_seen_to = False
+        self._is_whole = True
         self._is_informed = asyncio.Event()
         self._is_visited = asyncio.Event()
         self.is_settled = asyncio.Event()
@@ -108,7 +109,20 @@ class Enroller:
 
     def set_workloads(self, workloads: Iterable[Workload]) -> None:
         self._workloads = tuple(workloads)
-        self._has_workloads = True
+        self._has_workloads = self._is_whole = True
+        self._inform()
+
+    def set_known(self, workloads: Iterable[Workload]) -> None:
+        """As set_workloads(), while others may be missing: pods are captured, and none that lives is released. With
+        pods of an earlier agent in place nothing is done: a ztunnel that holds them must not hear they are gone."""
+        try:
+            if not self._has_workloads and self._kernel.captured():
+                return
+        except KernelError as error:
+            log.warning("pods are not captured yet", extra={"error": error})
+            return
+        self._workloads = tuple(workloads)
+        self._has_workloads, self._is_whole = True, False
         self._inform()
 
     def set_observed(self, observed: Iterable[ObservedPod]) -> None:
@@ -158,7 +172,8 @@ class Enroller:
         while True:
             self._wake.clear()
             await self.reconcile()
-            self.is_settled.set()
+            if self._is_whole:
+                self.is_settled.set()
             try:
                 async with asyncio.timeout(self._next_wait()):
                     await self._wake.wait()
@@ -176,9 +191,11 @@ class Enroller:
         async with self._busy:
             todo = plan(self._workloads, self._observed, {uid: entry.pod for uid, entry in self._entries.items()})
             self._waiting = todo.waiting
+            again = {pod.uid for pod in todo.enroll}
             async with asyncio.TaskGroup() as tasks:
                 for gone in todo.unenroll:
-                    tasks.create_task(self._unenroll(gone))
+                    if self._is_whole or not gone.drain or gone.uid in again:
+                        tasks.create_task(self._unenroll(gone))
             for pod in todo.enroll:
                 self._entries[pod.uid] = _Entry(pod)
             self._release_strangers()
@@ -291,7 +308,7 @@ class Enroller:
         """Once: capture that an earlier agent left on for pods which are gone or no longer wanted.
 
         Not while nothing has been observed: then we know nothing about the pods that are captured."""
-        if self._strangers_seen_to or not self._observed:
+        if self._strangers_seen_to or not self._observed or not self._is_whole:
             return
         self._strangers_seen_to = True
         wanted = {self._cookie_of(entry) for entry in self._entries.values()}

@@ -57,13 +57,13 @@ class TableFeed:
     async def watch(self) -> None:
         """Follow the source. Until cancelled."""
         async for update in self._source.watch():
-            errors = tuple(str(error) for error in update.errors)
+            errors = update.words()
             for fresh in set(errors) - set(self.errors):
                 log.warning("mesh source: %s", fresh)
             self.errors = errors
-            if errors and not update.snapshot.workloads and self._latest is None:
-                # Empty tables would send everything in the clear: serve nobody until something could be read.
-                log.error("nothing of the mesh's configuration could be read: no pod is served until it can")
+            if update.unread and self._latest is None:
+                # What is missing may be a policy, or what makes a pod one of the mesh: serve nobody.
+                log.error("not all of the mesh's configuration could be read: no pod is served until it can")
                 continue
             self._latest = update.snapshot
             self._fresh.set()

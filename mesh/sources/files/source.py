@@ -11,51 +11,31 @@ from dataclasses import replace
 from pathlib import Path
 
 from mesh.kube.assemble import Assembler, assemble
-from mesh.kube.objects import KubeObject, ObjectRef, PodObject, ServiceObject
+from mesh.kube.objects import KubeObject, ObjectRef, PodObject, PolicyObject, ServiceObject
 from mesh.kube.settings import Labels, TranslateSettings, Waypoints
 from mesh.model.snapshot import MeshSnapshot, diff
 from mesh.sources import SourceError, SourceUpdate
 from mesh.sources.files.changes import changes
-from mesh.sources.files.reader import Entry, FileContent, Signature, UnreadableFile, read_file, signature_of
+from mesh.sources.files.reader import Entry, UnreadableFile, signature_of
+from mesh.sources.files.watched import WatchedFile
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".yaml", ".yml")
 
 
-_KNOWN_BY = ("", "apiVersion", "kind", "metadata", "metadata.name", "metadata.namespace")
+def _is_unnamed(entry: Entry) -> bool:
+    """Its name is a word of ours: others may be called so."""
+    return entry.error is not None and entry.error.path == "metadata.name"
 
 
-class _File:
-    """What one file said last. ``broken`` is set while it cannot be read and ``content`` is from before."""
-
-    def __init__(self) -> None:
-        self.signature: Signature | None = None
-        self.content = FileContent()
-        self.broken: SourceError | None = None
-        self._trusted = FileContent()
-
-    def read(self, path: Path, labels: Labels) -> None:
-        """Raises UnreadableFile. An object whose name, kind or version was spoilt looks like one that was taken away:
-        while there are more such strangers in the file than at its last good reading, what is gone from it stays. A new
-        object that is bad elsewhere is nobody's old form: what stands in for it counts."""
-        fresh = read_file(path, labels)
-        known = {entry.ref for entry in self._trusted.entries}
-        present = {entry.ref for entry in fresh.entries}
-        gone = [entry for entry in self._trusted.entries if entry.ref not in present]
-        strangers = {entry.ref for entry in fresh.entries if _is_spoilt(entry) and entry.ref not in known}
-        if gone and len(strangers) + fresh.nameless > self._trusted.nameless:
-            # The old form of a stranger counts, so nothing stands in for it.
-            entries = [replace(entry, stand_in=None) if entry.ref in strangers else entry for entry in fresh.entries]
-            self.content = replace(fresh, entries=(*entries, *(_kept(entry, path) for entry in gone)))
-        else:
-            self.content = self._trusted = fresh
-        self.broken = None
-
-
-def _is_spoilt(entry: Entry) -> bool:
-    """Whether it is bad in what an object is known by."""
-    return entry.error is not None and entry.error.path in _KNOWN_BY
+def _renamed(stand_in: KubeObject, number: int) -> KubeObject:
+    """What stands in for one of several without a usable name, beside the others."""
+    name = f"{stand_in.ref.name} ({number})"
+    ref = replace(stand_in.ref, name=name)
+    if isinstance(stand_in, PolicyObject):
+        return PolicyObject(ref, replace(stand_in.policy, name=name))
+    return replace(stand_in, ref=ref)
 
 
 class FileSource:
@@ -68,8 +48,9 @@ class FileSource:
 
     A file that cannot be parsed and a directory that vanished keep what they had, a bad object keeps its last good
     version, also when it cannot be told by its name any more; a file that is deleted takes its objects with it. A
-    policy that is bad from the beginning closes what it
-    selects (mesh.kube.policy).
+    policy that is bad from the beginning closes what it selects (mesh.kube.policy). A file or directory that cannot be
+    read from the beginning may hold one too: updates name it as ``unread`` until all that is there was read once; a
+    status directory may be missing then, its programs make it. One that comes later and cannot be read is an error.
     """
 
     def __init__(
@@ -87,8 +68,9 @@ class FileSource:
         self._status_dirs = tuple(Path(d) for d in status_dirs)
         self._settings = TranslateSettings(cluster, trust_domain, cluster_domain, labels, waypoints)
         self._assembler = Assembler(self._settings)
-        self._files: dict[Path, _File] = {}
-        self._missing: set[Path] = set()
+        self._files: dict[Path, WatchedFile] = {}
+        self._missing: dict[Path, OSError] = {}
+        self._is_whole = False
         self._good: dict[tuple[bool, ObjectRef], KubeObject] = {}
         self._objects: dict[ObjectRef, KubeObject] = {}
         self._overlays: dict[ObjectRef, KubeObject] = {}
@@ -101,8 +83,13 @@ class FileSource:
         return self._last.notes
 
     def load(self) -> tuple[MeshSnapshot, list[SourceError]]:
+        found = self.update()
+        return found.snapshot, list(found.errors)
+
+    def update(self) -> SourceUpdate:
+        """All as it is now, and what was different at the last change."""
         self._refresh()
-        return self._last.snapshot, list(self._last.errors)
+        return self._last
 
     def altered(self, put: Iterable[KubeObject], removed: Collection[ObjectRef]) -> MeshSnapshot:
         """What load() found, but with these objects in place of those of their names, and without ``removed``."""
@@ -147,19 +134,32 @@ class FileSource:
             file, line = places.get(conflict.ref, ("", 0))
             errors.append(SourceError(file, line, str(conflict.ref), conflict.path, conflict.message))
         snapshot, delta = self._assembler.snapshot(old.snapshot.epoch + 1)
-        self._last = SourceUpdate(snapshot, delta, tuple(sorted(set(errors))), tuple(sorted(set(notes))))
-        return first or not delta.is_empty or self._last.errors != old.errors or self._last.notes != old.notes
+        unread = tuple(sorted(self._unread()))
+        self._is_whole = not unread
+        self._last = SourceUpdate(snapshot, delta, tuple(sorted(set(errors))), tuple(sorted(set(notes))), unread)
+        return first or not delta.is_empty or _told(self._last) != _told(old)
+
+    def _unread(self) -> set[SourceError]:
+        if self._is_whole:
+            return set()
+        found = {file.broken for file in self._files.values() if file.broken is not None and not file.was_read}
+        return found | {
+            _missing(path, error) for path, error in self._missing.items() if self._must_be_there(path, error)
+        }
+
+    def _must_be_there(self, directory: Path, error: OSError) -> bool:
+        return directory in self._dirs or not isinstance(error, FileNotFoundError)
 
     def _scan(self) -> bool:
         """Brings ``_files`` up to date with the disk. True when anything was read, gone or missing anew."""
         touched = False
-        missing: set[Path] = set()
+        missing: dict[Path, OSError] = {}
         for directory in (*self._dirs, *self._status_dirs):
             known = {path for path in self._files if path.parent == directory}
             try:
                 names = sorted(entry.name for entry in directory.iterdir())
-            except OSError:
-                missing.add(directory)
+            except OSError as error:
+                missing[directory] = error
                 continue
             present = {directory / name for name in names if name.endswith(SUFFIXES) and not name.startswith(".")}
             for path in known - present:
@@ -168,7 +168,9 @@ class FileSource:
             for path in sorted(present):
                 if not path.is_dir():
                     touched |= self._read(path)
-        touched |= missing != self._missing
+        touched |= {path: error.errno for path, error in missing.items()} != {
+            path: error.errno for path, error in self._missing.items()
+        }
         self._missing = missing
         return touched
 
@@ -178,7 +180,7 @@ class FileSource:
         if file is not None and file.signature == signature and signature is not None:
             return False
         if file is None:
-            file = self._files[path] = _File()
+            file = self._files[path] = WatchedFile()
         file.signature = signature
         try:
             file.read(path, self._settings.labels)
@@ -199,13 +201,12 @@ class FileSource:
         """The objects that count, status laid over them, and everything that is wrong with the files."""
         errors: list[SourceError] = []
         notes: list[SourceError] = []
-        for directory in sorted(self._missing):
-            missing = SourceError(str(directory), 0, "", "", "no such directory, or not readable")
-            (notes if directory in self._status_dirs else errors).append(missing)
+        for directory, cause in sorted(self._missing.items()):
+            (errors if self._must_be_there(directory, cause) else notes).append(_missing(directory, cause))
         objects: dict[ObjectRef, KubeObject] = {}
         overlays: dict[ObjectRef, KubeObject] = {}
         stand_ins: dict[ObjectRef, KubeObject] = {}
-        places: dict[tuple[bool, ObjectRef], tuple[Path, int]] = {}
+        places: dict[tuple[bool, ObjectRef], tuple[Path, Entry]] = {}
         for path in self._order():
             file = self._files[path]
             errors += [*file.content.errors, *([file.broken] if file.broken else [])]
@@ -214,9 +215,14 @@ class FileSource:
                 over = path.parent in self._status_dirs and entry.ref.kind in ("Pod", "Service")
                 if entry.error is not None:
                     errors.append(entry.error)
-                first = places.setdefault((over, entry.ref), (path, entry.line))
-                if first != (path, entry.line):
-                    message = f"is already in {first[0]}:{first[1]}, which counts"
+                where, first = places.setdefault((over, entry.ref), (path, entry))
+                if first is not entry and _is_unnamed(entry):
+                    if entry.stand_in is not None:
+                        other = _renamed(entry.stand_in, len(stand_ins) + 1)
+                        stand_ins[other.ref] = other
+                    continue
+                if first is not entry:
+                    message = f"is already in {where}:{first.line}, which counts"
                     errors.append(SourceError(str(path), entry.line, str(entry.ref), "", message))
                     continue
                 value = entry.value if entry.value is not None else self._good.get((over, entry.ref))
@@ -234,9 +240,12 @@ class FileSource:
 _EMPTY = MeshSnapshot.build(0)
 
 
-def _kept(entry: Entry, path: Path) -> Entry:
-    message = "is gone from this file, in which an object cannot be told by its name: it counts until that is mended"
-    return replace(entry, line=0, error=SourceError(str(path), 0, str(entry.ref), "", message))
+def _told(update: SourceUpdate) -> tuple[tuple[SourceError, ...], ...]:
+    return update.errors, update.notes, update.unread
+
+
+def _missing(directory: Path, error: OSError) -> SourceError:
+    return SourceError(str(directory), 0, "", "", f"directory cannot be read: {error.strerror}")
 
 
 def _with_status(

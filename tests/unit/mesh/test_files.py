@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import resource
 import time
@@ -137,6 +138,77 @@ def test_unreadable_things_are_named_and_do_not_block(tmp_path: Path) -> None:
 
     assert names(snapshot) == {"web"}
     assert {Path(e.file).name for e in errors} == {"pipe.yaml", "gone.yaml"}
+
+
+def unread(source: FileSource) -> list[str]:
+    return [Path(error.file).name for error in source.update().unread]
+
+
+def test_file_that_was_never_read_makes_the_whole_unread_until_it_can_be(tmp_path: Path) -> None:
+    write(tmp_path / "web.yaml", WEB)
+    (tmp_path / "policies.yaml").write_text("a: [")
+    source = FileSource([tmp_path])
+    assert unread(source) == ["policies.yaml"]
+
+    (tmp_path / "later.yaml").write_text("b: [")
+    assert unread(source) == ["later.yaml", "policies.yaml"]
+
+    (tmp_path / "later.yaml").unlink()
+    write(tmp_path / "policies.yaml", pod("a", "10.1.0.1"))
+    assert unread(source) == []
+    assert names(source.update().snapshot) == {"web", "a"}
+
+
+def test_file_that_was_never_read_and_is_gone_is_waited_for_no_longer(tmp_path: Path) -> None:
+    write(tmp_path / "web.yaml", WEB)
+    (tmp_path / "policies.yaml").write_text("a: [")
+    source = FileSource([tmp_path])
+    assert unread(source)
+
+    (tmp_path / "policies.yaml").unlink()
+
+    assert unread(source) == []
+
+
+def test_file_that_breaks_or_comes_broken_after_a_whole_reading_holds_nothing_up(tmp_path: Path) -> None:
+    write(tmp_path / "web.yaml", WEB)
+    source = FileSource([tmp_path])
+    assert unread(source) == []
+
+    (tmp_path / "web.yaml").write_text("a: [")
+    (tmp_path / "new.yaml").write_text("a: [")
+    write(tmp_path / "pod.yaml", pod("a", "10.1.0.1"))
+
+    assert unread(source) == []
+    assert {Path(error.file).name for error in source.update().errors} == {"web.yaml", "new.yaml"}
+    assert names(source.update().snapshot) == {"web", "a"}
+
+
+def test_users_directory_must_be_there_once_and_a_status_directory_need_not(tmp_path: Path) -> None:
+    source = FileSource([tmp_path / "late"], status_dirs=[tmp_path / "status"])
+    assert unread(source) == ["late"]
+
+    (tmp_path / "late").mkdir()
+    assert unread(source) == []
+
+    (tmp_path / "late").rmdir()
+    assert unread(source) == []
+
+
+def test_status_file_that_was_never_read_makes_the_whole_unread(tmp_path: Path) -> None:
+    (tmp_path / "pods.yaml").write_text("a: [")
+
+    assert unread(FileSource([], status_dirs=[tmp_path])) == ["pods.yaml"]
+
+
+def test_two_objects_on_one_line_are_two(tmp_path: Path) -> None:
+    one, other = json.dumps(service("web", "10.96.0.1")), json.dumps(service("web", "10.96.0.2"))
+    (tmp_path / "a.yaml").write_text(f'{{"kind": "List", "apiVersion": "v1", "items": [{one}, {other}]}}')
+
+    snapshot, (error,) = load(tmp_path)
+
+    assert [str(found.vips[0]) for found in snapshot.services.values()] == ["10.96.0.1"]
+    assert "is already in" in error.message
 
 
 def test_status_directory_lends_status_node_and_cluster_address_only(tmp_path: Path) -> None:

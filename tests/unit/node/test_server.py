@@ -332,6 +332,44 @@ async def test_capture_of_pods_that_went_while_the_agent_was_away_is_taken_off(t
     kernel.close()
 
 
+async def test_pods_are_captured_and_none_is_released_while_not_all_is_known(agent: Agent) -> None:
+    async with Tunnel(agent.path):
+        agent.set(running=("web", "db"))
+        agent.enroller.set_known([workload("web"), workload("db")])
+        await eventually(lambda: agent.state("web") == agent.state("db") == "captured", what=agent.enroller.status)
+
+        agent.enroller.set_known([workload("web")])
+        await agent.enroller.reconcile()
+        assert agent.state("db") == "captured"
+
+        agent.enroller.set_workloads([workload("web")])
+        await eventually(lambda: agent.state("db") == "unknown", what=agent.enroller.status)
+
+
+async def test_restarted_agent_that_does_not_know_all_leaves_everything_as_it_is(tmp_path: Path) -> None:
+    kernel = FakeKernel()
+    agent = await start_agent(tmp_path, kernel)
+    agent.set(workload("web"), workload("db"))
+    async with Tunnel(agent.path) as tunnel:
+        await eventually(lambda: agent.state("web") == agent.state("db") == "captured", what=agent.enroller.status)
+        await agent.stop()
+        before = dict(kernel.on)
+
+        agent = await start_agent(tmp_path, kernel)
+        await eventually(lambda: tunnel.client.is_connected)
+        agent.enroller.set_observed([observed(name, tmp_path / name) for name in ("web", "db")])
+        agent.enroller.set_known([workload("web")])
+        await asyncio.sleep(0)
+        assert not agent.enroller.is_settled.is_set()
+        assert (kernel.on, len(tunnel.pods)) == (before, 2)
+
+        agent.set(workload("web"), workload("db"))
+        await eventually(lambda: agent.state("web") == agent.state("db") == "captured", what=agent.enroller.status)
+        assert not tunnel.engine.deleted
+    await agent.stop()
+    kernel.close()
+
+
 async def test_listeners_close_when_no_ztunnel_has_been_there_for_long_and_come_back_with_one(agent: Agent) -> None:
     agent.set(workload("web"))
     await eventually(lambda: agent.kernel.on)

@@ -110,6 +110,23 @@ def test_nothing_is_in_use_before_mesh_and_pods_are_known() -> None:
     assert rig.kernel.settings.paths == Paths.BYPASS | Paths.DIRECT
 
 
+def test_nothing_is_in_use_while_not_all_of_the_mesh_could_be_read() -> None:
+    """Not even what an earlier agent let by."""
+    rig = Rig()
+    rig.kernel.settings.use(Paths.BYPASS | Paths.DIRECT)
+    rig.keeper.hold("/mesh/policies.yaml: YAML: ...")
+    rig.keeper.set_pods((local(CLIENT, client),))
+    rig.step()
+    assert rig.kernel.settings.paths == Paths(0)
+    assert rig.keeper.status().problem == "/mesh/policies.yaml: YAML: ...: everything goes to ztunnel"
+
+    rig.see(mesh(client))
+    rig.step()
+    assert rig.kernel.settings.paths == Paths.BYPASS | Paths.DIRECT
+    assert rig.keeper.status().problem == ""
+    rig.keeper.close()
+
+
 def test_captured_workloads_are_the_meshs_addresses_and_plain_ones_are_not() -> None:
     rig = Rig()
     rig.see(mesh(client, workload("plain", "10.0.9.9", captured=False)))

@@ -341,3 +341,26 @@ def test_new_bad_policy_closes_also_when_another_goes_in_the_same_edit(mesh: Dir
 
     assert mesh.verdict() == Verdict(False, "shop/no-admin (rejected at spec.rules[0].too) everything")
     assert [str(key) for key in mesh.snapshot.policies] == ["AuthorizationPolicy/shop/no-admin"]
+
+
+@pytest.mark.parametrize("name", ["name: ''", "name: 5", f"name: {'x' * 300}", "labels: {}"])
+def test_rejected_policies_without_a_usable_name_all_close_what_they_select(mesh: Directory, name: str) -> None:
+    unnamed = DENY_PORT.replace("name: no-admin", name)
+    mesh.write(unnamed, unnamed.replace("app: web", "app: db"), unnamed.replace("app: web", "app: cache"), ALLOW_CLIENT)
+
+    assert not any(mesh.verdict(app=app).allowed for app in ("web", "db", "cache"))
+    assert mesh.verdict(app="other").allowed
+    assert len(mesh.errors) == 3
+
+    mesh.write(unnamed, ALLOW_CLIENT)
+    assert [mesh.verdict(app=app).allowed for app in ("web", "db", "cache")] == [False, True, True]
+
+
+def test_policy_whose_name_is_spoilt_like_one_that_always_was_still_counts(mesh: Directory) -> None:
+    unnamed = DENY_PORT.replace("name: no-admin", "name: 5").replace("app: web", "app: db")
+    mesh.write(unnamed, DENY_PORT)
+
+    mesh.write(unnamed, DENY_PORT.replace("name: no-admin", "name: 5").replace("app: web", "app: wbe"))
+
+    assert not mesh.verdict(port=9000).allowed
+    assert not mesh.verdict(app="db").allowed
