@@ -118,6 +118,10 @@ build: bpf cni ext ## everything that `qanat` needs
 proto: venv ## regenerate mesh/protocol/*_pb2.py
 	@$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. mesh/protocol/*.proto
 
+.PHONY: manifests
+manifests: ## render daemonset/manifests from the Helm chart
+	@tools/helm.sh --render
+
 .PHONY: clean
 clean: ## remove what was built (not .venv)
 	rm -rf build nodeagent/bpf/objects ztunnel/dataplane/_zt*.so nodeagent/bpf/_libbpf*.so

@@ -56,7 +56,7 @@ async def _serve(
     """`permissions`: filled before anybody is served."""
     authority = Authority(config.authority_dir, config.trust_domain, config.leaf_ttl_s)
     if seat is not None:
-        await seat.save()
+        await seat.save(authority.bundle_pem)
     permissions = permissions or Permissions(MeshSnapshot.build(0))
     announcer = Announcer(authority.bundle_pem())
     service = CertificateService(authority, ways, permissions, announcer)
@@ -69,7 +69,7 @@ async def _serve(
     server = CertificateServer(service, config.socket, listeners, identity)
     keeper = RotationKeeper(authority, announcer, permissions, config.revoked, identity)
     admin = AdminSocket(keeper, config.admin_socket)
-    following = _Following(config.source.open(), permissions)
+    following = _Following(config.source.open(), permissions, seat)
 
     async with asyncio.TaskGroup() as group:
         running = [
@@ -84,6 +84,8 @@ async def _serve(
                 await server.start()
                 await admin.start()
                 announce(config.ready_file)
+                if seat is not None:
+                    seat.serving.set()
                 workloads = len(permissions.snapshot.workloads)
                 log.info("ready", extra={"mesh": config.mesh, "socket": str(config.socket), "workloads": workloads})
             await shutdown.orderly.wait()
@@ -98,10 +100,11 @@ async def _serve(
 
 
 class _Following:
-    """The mesh source into the permissions."""
+    """The mesh source into the permissions, and what is wrong with it to the cluster."""
 
-    def __init__(self, source: Source, permissions: Permissions) -> None:
+    def __init__(self, source: Source, permissions: Permissions, seat: Seat | None) -> None:
         self._source = source
+        self._seat = seat
         self._permissions = permissions
         self._known: frozenset[str] = frozenset()
         self.has_snapshot = asyncio.Event()
@@ -117,6 +120,8 @@ class _Following:
                 log.error("not all of the mesh's configuration could be read: nobody gets a certificate until it can")
                 continue
             await self._permissions.replace(update.snapshot)
+            if self._seat is not None:
+                self._seat.report(update)
             self.has_snapshot.set()
 
 

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from mesh.kube.settings import Labels, TranslateSettings
@@ -22,7 +23,7 @@ class Config:
     """`run_dir`: the mesh's own, ``/run/qanat/<mesh>``. `replica`: our name among the replicas. `node_accounts`:
     "<namespace>/<service account>" whose tokens stand for a node. `leaf_ttl_s`: the longest life of a leaf. `tls`,
     `mtls`: host:port to serve on, for callers with tokens and with client certificates; `tls_names`: what they call
-    us."""
+    us. `address`: of our pod; empty: nobody is told where we serve."""
 
     mesh: str
     run_dir: Path
@@ -34,6 +35,7 @@ class Config:
     mtls: tuple[str, ...]
     tls_names: tuple[str, ...]
     namespace: str
+    address: str
     log_level: str
     log_format: str
 
@@ -64,6 +66,11 @@ class Config:
     @property
     def ready_file(self) -> Path:
         return self.run_dir / "controlplane.ready"
+
+    @property
+    def up_file(self) -> Path:
+        """Of a replica in a cluster, there from when it could lead."""
+        return self.run_dir / "controlplane.up"
 
 
 def duration(text: str) -> float:
@@ -146,6 +153,13 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         "qanat-controlplane.<namespace>.svc",
     )
     parser.add_argument("--namespace", default=env("NAMESPACE", "qanat-system"), help="of our own identity")
+    parser.add_argument(
+        "--pod-ip",
+        default=env("POD_IP", ""),
+        metavar="ADDRESS",
+        help="where the Service qanat-controlplane leads to while we lead, by the EndpointSlice "
+        "qanat-controlplane-leader",
+    )
     parser.add_argument("--log-level", default=env("LOG_LEVEL", "info"), choices=["error", "warning", "info", "debug"])
     parser.add_argument("--log-format", default=env("LOG_FORMAT", "text"), choices=["text", "json"])
     given = parser.parse_args(arguments)
@@ -161,6 +175,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         if not host or not port.isdigit() or int(port) > 65535:
             parser.error(f"--tls, --mtls: {place!r} is not host:port")
     names = served["tls_name"] or ("localhost", f"qanat-controlplane.{given.namespace}.svc")
+    try:
+        given.pod_ip = str(ip_address(given.pod_ip)) if given.pod_ip else ""
+    except ValueError:
+        parser.error(f"--pod-ip: {given.pod_ip!r} is not an address")
     run_dir = mesh_dir(Path(given.run_dir), given.mesh)
     source = SourceChoice.of(
         given.source,
@@ -181,6 +199,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         mtls=served["mtls"],
         tls_names=names,
         namespace=given.namespace,
+        address=given.pod_ip,
         log_level=given.log_level,
         log_format=given.log_format,
     )

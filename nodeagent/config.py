@@ -89,5 +89,6 @@ class Config:
 
     @property
     def instance(self) -> str:
-        """Names our BPF objects: several meshes and nodes may share one kernel."""
-        return f"{self.mesh}-{self.node}"
+        """Names our BPF objects: several meshes and nodes may share one kernel. bpffs allows no dots, names of nodes
+        no underscores."""
+        return f"{self.mesh}-{self.node}".replace(".", "_")

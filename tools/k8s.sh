@@ -20,3 +20,5 @@ if [ -z "$go_version" ]; then
 elif ! tests/k8s/cluster/binaries/build.sh kube-apiserver; then
 	say "NOT RUN: tests against Kubernetes: kube-apiserver could not be compiled (see above)"
 fi
+[ -z "$go_version" ] || tools/helm.sh >/dev/null ||
+	say "NOT RUN: tests that render the Helm chart: helm could not be compiled (see above)"

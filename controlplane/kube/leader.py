@@ -34,6 +34,8 @@ class Leadership:
         self._seen: Raw = {}
         self._seen_at = 0.0
         self._renewed_at = 0.0
+        self.answered = asyncio.Event()
+        """The API has said who leads: we can take over when it is our turn."""
         self.lost = asyncio.Event()
         """Set once, by keep(): whoever waits for it must stop acting as the leader at once."""
 
@@ -43,6 +45,7 @@ class Leadership:
         while True:
             try:
                 holder = await self._try()
+                self.answered.set()
             except ApiError as error:
                 holder = f"unknown: {error}"
             if holder == self.identity:

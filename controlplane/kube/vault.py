@@ -60,6 +60,9 @@ class SecretVault:
                 raise VaultError(f"{self._where}: {name}: not base64") from None
             write_atomically(self._directory / name, content, 0o600)
             self._saved[name] = content
+        for path in self._directory.iterdir() if data else ():  # of an earlier process here that no longer led
+            if path.is_file() and path.name not in data:
+                path.unlink()
         return True
 
     async def save(self) -> bool:

@@ -41,6 +41,10 @@ class NotServed(ApiError):
     """404: the API has no such resource (a CRD that is not installed), or no such object."""
 
 
+class Forbidden(ApiError):
+    """403: we are known, and may not."""
+
+
 class Conflict(ApiError):
     """409: somebody else has written it since, or it is there already."""
 
@@ -156,6 +160,12 @@ class Api:
         await _check(answer, f"{method} {path}")
         return _decoded(answer.content, f"{method} {path}")
 
+    async def apply(self, path: str, body: Mapping[str, Any], *, manager: str, dry_run: bool = False) -> Raw:
+        """Server-side apply: what ``body`` says becomes ours (``manager``), also where somebody else had said it, and
+        what we said before and no longer do goes away. Made where there is none. Raises ApiError."""
+        query = f"fieldManager={manager}&force=true{'&dryRun=All' if dry_run else ''}"
+        return await self.send("PATCH", f"{path}?{query}", body, "application/apply-patch+yaml")
+
     def _unreachable(self, what: str, error: httpx.HTTPError) -> ApiError:
         return ApiError(f"{what}: {self.where} does not answer: {str(error) or type(error).__name__}")
 
@@ -177,7 +187,7 @@ async def _check(answer: httpx.Response, what: str) -> None:
         case 401:
             raise ApiError(f"{reason} (is the token expired, or for another cluster?)")
         case 403:
-            raise ApiError(f"{reason} (the role needs get, list and watch on it)")
+            raise Forbidden(f"{reason} (the role lacks it)")
         case 404:
             raise NotServed(reason)
         case 409:
