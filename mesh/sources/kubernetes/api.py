@@ -187,7 +187,9 @@ async def _check(answer: httpx.Response, what: str) -> None:
         case 401:
             raise ApiError(f"{reason} (is the token expired, or for another cluster?)")
         case 403:
-            raise Forbidden(f"{reason} (the role lacks it)")
+            reads = what.startswith(("get ", "list ", "watch "))
+            role = "needs get, list and watch on it" if reads else "does not allow it"
+            raise Forbidden(f"{reason} (the role {role})")
         case 404:
             raise NotServed(reason)
         case 409:
