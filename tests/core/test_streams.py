@@ -77,6 +77,19 @@ def test_writes_of_every_size_arrive_whole(rig: Rig, size: int) -> None:
             assert got == data
 
 
+def test_urgent_bytes_arrive_in_line_and_hold_nothing_back(rig: Rig) -> None:
+    vip, port = rig.web()
+    with rig.dial(vip, port) as sock:
+        for _ in range(50):
+            sock.sendall(b"ab")
+            sock.send(b"!", socket.MSG_OOB)
+            sock.sendall(b"cd")
+            got = b""
+            while len(got) < 5:
+                got += sock.recv(5 - len(got))
+            assert got == b"ab!cd"
+
+
 def test_half_closed_client_still_receives_the_reply(rig: Rig) -> None:
     def late(sock: socket.socket) -> None:
         got = read_all(sock)

@@ -93,6 +93,8 @@ static void set_options(int fd, bool keepalive)
 	int on = 1, idle = KEEPALIVE_S, probes = KEEPALIVE_PROBES;
 
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	/* A tunnel has one stream only: an urgent byte is carried in it, or it would be lost. Listeners have this too. */
+	setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on));
 	if (!keepalive)
 		return;
 	setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));

@@ -121,6 +121,7 @@ static void on_deadline(struct zt_timer *timer)
 int zt_podw_add(struct zt_worker *w, struct zt_pod *pod)
 {
 	struct zt_podw *p = calloc(1, sizeof(*p));
+	int on = 1;
 
 	if (!p)
 		return -ZT_ENOMEM;
@@ -146,6 +147,8 @@ int zt_podw_add(struct zt_worker *w, struct zt_pod *pod)
 		l->family = pod->listen[i].family;
 		zt_timer_init(&l->pause, on_pause_over);
 		zt_list_add(&p->listeners, &l->link);
+		if (l->io.ready == on_acceptable) /* the accepted ones inherit it: see dial.c */
+			setsockopt(l->io.fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on));
 		if (zt_loop_add_level(&w->loop, &l->io, true))
 			zt_timer_set(&w->loop, &l->pause, PAUSE_MS);
 	}

@@ -40,7 +40,7 @@ void zt_loop_free(struct zt_loop *l)
 
 int zt_loop_add(struct zt_loop *l, struct zt_io *io)
 {
-	struct epoll_event ev = { .events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = io };
+	struct epoll_event ev = { .events = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = io };
 
 	return epoll_ctl(l->epfd, EPOLL_CTL_ADD, io->fd, &ev) ? -ZT_ESYS : 0;
 }
@@ -156,6 +156,8 @@ void zt_loop_turn(struct zt_loop *l, int max_wait_ms)
 			io->hup = true;
 		if (e & (EPOLLERR | EPOLLHUP))
 			io->err = true;
+		if (e & EPOLLPRI)
+			io->urgent = true;
 		io->ready(io);
 	}
 	fire_due(l);

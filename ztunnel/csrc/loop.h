@@ -13,8 +13,9 @@ struct zt_io {
 	int fd; /* -1 = none */
 	bool readable;
 	bool writable;
-	bool hup; /* the other end has sent FIN or RST: read on until 0 or an error */
-	bool err; /* EPOLLERR or EPOLLHUP was seen */
+	bool hup;    /* the other end has sent FIN or RST: read on until 0 or an error */
+	bool err;    /* EPOLLERR or EPOLLHUP was seen */
+	bool urgent; /* a byte with MSG_OOB has come: recv() stops before and behind it */
 	void (*ready)(struct zt_io *io);
 };
 
@@ -46,6 +47,14 @@ int zt_loop_add_level(struct zt_loop *l, struct zt_io *io, bool shared);
 void zt_loop_del(struct zt_loop *l, struct zt_io *io);
 /* Wait for events (at most max_wait_ms, -1 = until the next timer) and call ready(), then fire due timers. */
 void zt_loop_turn(struct zt_loop *l, int max_wait_ms);
+
+/* A read that got less than it had room for has left nothing, and what comes next makes an edge. Not so with FIN or RST,
+ * which make no further one, nor where recv() stops early. */
+static inline void zt_io_short_read(struct zt_io *io)
+{
+	if (!io->hup && !io->urgent)
+		io->readable = false;
+}
 
 void zt_timer_init(struct zt_timer *t, void (*fire)(struct zt_timer *t));
 void zt_timer_set(struct zt_loop *l, struct zt_timer *t, uint64_t in_ms); /* replaces an earlier setting */

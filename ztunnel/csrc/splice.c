@@ -60,8 +60,8 @@ static int pump(struct zt_conn *c, struct zt_end *from, struct zt_end *to, uint6
 			to->fin_sent = true;
 			return 0;
 		}
-		if (n < (ssize_t)ZT_IN_CAP && !from->io.hup)
-			from->io.readable = false;
+		if (n < (ssize_t)ZT_IN_CAP)
+			zt_io_short_read(&from->io);
 		*account += (uint64_t)n;
 		moved += (size_t)n;
 		sent = 0;

@@ -52,9 +52,8 @@ ssize_t zt_stream_read(struct zt_conn *c, uint8_t *buf, size_t cap, uint32_t *fl
 		n = recv(e->io.fd, buf, cap, MSG_DONTWAIT);
 	while (n < 0 && errno == EINTR);
 	if (n > 0) {
-		/* A short read means empty, unless FIN or RST came with it: those make no further edge. */
-		if ((size_t)n < cap && !e->io.hup)
-			e->io.readable = false;
+		if ((size_t)n < cap)
+			zt_io_short_read(&e->io);
 		count_out(c, (size_t)n);
 		return n;
 	}

@@ -279,8 +279,8 @@ static bool read_some(struct zt_tunnel *t)
 	w->bio_in_len = 0;
 	if (t->state == ZT_T_DEAD)
 		return false;
-	if ((size_t)n < ZT_IN_CAP && !t->io.hup)
-		t->io.readable = false;
+	if ((size_t)n < ZT_IN_CAP)
+		zt_io_short_read(&t->io);
 	return t->io.readable;
 }
 
