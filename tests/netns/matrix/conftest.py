@@ -14,9 +14,7 @@ from tests.support.playground import Playground
 
 HAS_SHORTCUT = trial.of_this_kernel().usable
 NAMES = [name for name in KINDS if name != "shortcut" or HAS_SHORTCUT]
-needs_trial = pytest.mark.skipif(
-    not HAS_SHORTCUT, reason="needs root and a kernel that passes the shortcut's trial"
-)
+needs_trial = pytest.mark.skipif(not HAS_SHORTCUT, reason="needs root and a kernel that passes the shortcut's trial")
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paths of a mesh, each as a pair of pods that takes it, and the books that show that it was taken.
 
-A `Way` dials; `Books` hold what was dialled against what the kernel's programs counted on the client's node, exactly, and
-against ztunnel's log. A scenario of one path cannot run through another unseen.
+A `Way` dials; `Books` hold what was dialled against what the kernel's programs counted on the client's node, exactly,
+and against ztunnel's log. A scenario of one path cannot run through another unseen.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ KINDS = {
     "bypass": Kind("town/client", "wild", "n1", {"bypassed": 1}),
     "direct": Kind("town/client", "town", "n1", {"direct": 1}),
     "shortcut": Kind("town/quick", "town", "n1", {"direct": 1}),
-    "encrypt": Kind("town/client", "town", "n1", {"captured": 1, "tunnel_encrypt": 1}, "tunnel"),
-    "tunnel": Kind("town/client", "town", "n2", {"captured": 1, "tunnel_remote": 1}, "tunnel"),
+    "encrypt": Kind("town/client", "town", "n1", {"captured": 1, "tunnel": 1}, "tunnel"),
+    "tunnel": Kind("town/client", "town", "n2", {"captured": 1, "tunnel": 1}, "tunnel"),
     "plain": Kind("town/barred", "wild", "n2", {"captured": 1}, "plain"),
 }
 ENDS_JOINED = {"shortcut": 2}
 WATCHED = ("captured", "bypassed", "direct", "refused_policy", "asked", "pass_agent", "shortcut_joined",
-           "tunnel_remote", "tunnel_encrypt", "tunnel_unfit", "tunnel_stale")  # fmt: skip
+           "tunnel", "tunnel_unfit", "tunnel_stale")  # fmt: skip
 
 
 def objects() -> list[Object]:
@@ -99,9 +99,7 @@ class Way:
             {family: mesh.vip(server, family) for family in (4, 6)},
         )  # fmt: skip
 
-    async def dial(
-        self, host: str = "", port: int = PORT, *, mapped: bool = False, deadline_s: float = 20.0
-    ) -> Conn:
+    async def dial(self, host: str = "", port: int = PORT, *, mapped: bool = False, deadline_s: float = 20.0) -> Conn:
         self.tried += 1
         conn = await self.client.dial(host or self.server.ip4, port, mapped=mapped, deadline_s=deadline_s)
         self.made += 1
@@ -178,8 +176,10 @@ class _Seen:
 
 
 def counters(mesh: Playground) -> dict[str, int]:
+    """The kernel's reason for a tunnel depends on what was dialled: a service's endpoints elsewhere, or which must be
+    encrypted, are the same to it. Which it was, the server's node says."""
     found: dict[str, int] = mesh.agent(NODE)["counters"]
-    return found
+    return {**found, "tunnel": found["tunnel_remote"] + found["tunnel_encrypt"]}
 
 
 async def warm(mesh: Playground, ways: Iterable[Way], deadline_s: float = 15.0) -> None:
