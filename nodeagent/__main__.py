@@ -76,7 +76,11 @@ _DIR = click.Path(path_type=Path)
     help="New pods that may be in the mesh while the agent is away: kubelet tries again, or they start uncaptured.",
 )
 @click.option("--cni-wait", "cni_wait_s", default=10.0, help="Seconds that a new pod waits for an agent that is away.")
-@click.option("--detach-on-exit", is_flag=True, help="Take capture off at an orderly end; else it stays.")
+@click.option(
+    "--detach-on-exit",
+    is_flag=True,
+    help="Take capture off at an orderly end, with --pods runtime the CNI entry and our files too. Else all stays.",
+)
 @click.option("--access-log", default="-", help="Direct and bypassed connections; - = standard output, empty = none.")
 @click.option("--access-log-format", type=click.Choice(["text", "json"]), default="text")
 @click.option(

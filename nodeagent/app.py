@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from mesh.journal.kept import KeptJournal
+from mesh.leaving import MARK
 from mesh.lifecycle import Shutdown, supervise
 from mesh.telemetry import lines
 from nodeagent import admin
@@ -219,6 +220,7 @@ def _agent(config: Config, kernel: CaptureKernel, log_fd: int) -> Agent:
 
 async def run(config: Config) -> int:
     """Exit status."""
+    (config.node_dir / MARK).unlink(missing_ok=True)
     try:
         kernel = CaptureKernel.open(config)
     except KernelError as error:
@@ -232,6 +234,10 @@ async def run(config: Config) -> int:
             await _agent(config, kernel, log_fd).run(shutdown)
         if config.detach_on_exit:
             kernel.detach()
+            if config.cluster is not None:
+                from nodeagent.leaving import leave  # gRPC, as above
+
+                leave(config)
         log.info("node agent ended", extra={"capture": "off" if config.detach_on_exit else "stays on"})
         return 0
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 
+from mesh.leaving import MARK, forget
 from mesh.lifecycle import Shutdown
 from mesh.telemetry import lines
 from ztunnel.app import Ztunnel
@@ -29,9 +30,18 @@ async def run(config: Config) -> int:
             log.info("ztunnel started", extra={"mesh": config.mesh, "node": config.node})
             keeper = kept.open_for(config.mesh, config.node)
             await Ztunnel(config, core, ca, shutdown, log_fd, keeper).run()
+        _leave(config, keeper)
         log.info("ztunnel ended")
         return 0
     finally:
         core.stop()
         core.close()
         await ca.close()
+
+
+def _leave(config: Config, keeper: kept.Kept) -> None:
+    """When the mesh leaves the node, nothing of ours stays: no certificate for a successor, no journal, no socket."""
+    node_dir = config.admin_socket.parent
+    if (node_dir / MARK).exists():
+        keeper.keep_only(())
+        forget(node_dir)

@@ -162,6 +162,13 @@ def _maps(mesh: RunningMesh) -> list[Check]:
     return found
 
 
+def _cluster(kubeconfig: Path | None, context: str) -> list[Check]:
+    from nodeagent.cli.cluster import checks  # the client library is a second that other checks do not need
+    from nodeagent.cli.cluster.install import with_api
+
+    return with_api(kubeconfig, context, checks.run)
+
+
 MARKS = {"ok": ("✓", "green"), "info": ("-", "dim"), "warning": ("!", "yellow"), "failed": ("✗", "red")}
 
 
@@ -184,6 +191,7 @@ Examples:
   qanat check
   qanat check -o json | jq '.checks[] | select(.level != "ok")'
   qanat check --maps --mesh shop
+  qanat check --cluster --context prod
 
 \b
 Exit codes:
@@ -192,15 +200,37 @@ Exit codes:
 )
 @click.option("-o", "--output", "form", type=click.Choice(["table", "json", "yaml"]), default="table")
 @click.option("--maps", is_flag=True, help="Instead: do the kernel's maps on every node hold what they should?")
+@click.option("--cluster", is_flag=True, help="Instead: can a Kubernetes cluster have the mesh, or how does it stand?")
+@click.option(
+    "--kubeconfig",
+    type=click.Path(path_type=Path),
+    envvar="QANAT_KUBECONFIG",
+    help="Of --cluster: default $KUBECONFIG, ~/.kube/config or the pod's service account.",
+)
+@click.option("--context", default="", help="Of --cluster: context of the kubeconfig.")
 @click.option("--mesh", default="default", envvar="QANAT_MESH", help="Of --maps: the mesh.", show_default=True)
 @click.option("--node", default=None, help="Of --maps: only this node.")
 @click.option("--run-dir", type=click.Path(path_type=Path), default=RUN_ROOT, envvar="QANAT_RUN_DIR", hidden=True)
-def check(form: str, maps: bool, mesh: str, node: str | None, run_dir: Path) -> None:
+def check(
+    form: str,
+    maps: bool,
+    cluster: bool,
+    kubeconfig: Path | None,
+    context: str,
+    mesh: str,
+    node: str | None,
+    run_dir: Path,
+) -> None:
     """Can Qanat run on this machine? Kernel features, tools, limits and ports, each failure with its fix.
 
     With --maps, of a running mesh: pods, addresses, services, verdicts and attached programs of each node as the kernel
-    has them, against what the node agent wants there."""
-    checks = _maps(find(mesh, node, run_dir)) if maps else run_all()
+    has them, against what the node agent wants there.
+
+    With --cluster, before `qanat install`: the API, your rights, definitions, other meshes, the nodes' kernels; after
+    it also every program, and every node in a line."""
+    if cluster and maps:
+        raise click.UsageError("--cluster and --maps ask about different meshes: give one")
+    checks = _cluster(kubeconfig, context) if cluster else _maps(find(mesh, node, run_dir)) if maps else run_all()
     failed = sum(one.level == "failed" for one in checks)
     warnings = sum(one.level == "warning" for one in checks)
     chosen = Format(form)

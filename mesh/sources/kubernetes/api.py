@@ -99,9 +99,10 @@ class Api:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def list_page(self, path: str, *, limit: int, token: str = "") -> Page:
-        """``path``: "api/v1/pods". Raises ApiError."""
+    async def list_page(self, path: str, *, limit: int, token: str = "", selector: str = "") -> Page:
+        """``path``: "api/v1/pods". ``selector``: of labels. Raises ApiError."""
         params = {"limit": str(limit), **({"continue": token} if token else {})}
+        params |= {"labelSelector": selector} if selector else {}
         body = bytearray()
         try:
             async with self._client.stream("GET", path, params=params) as answer:
@@ -146,6 +147,20 @@ class Api:
             raise self._unreachable(f"get {path}", error) from error
         await _check(answer, f"get {path}")
         return _decoded(answer.content, f"get {path}")
+
+    async def text(self, path: str, limit: int) -> str:
+        """What is no object (a log), at most ``limit`` bytes of it. Raises ApiError."""
+        found = bytearray()
+        try:
+            async with self._client.stream("GET", path) as answer:
+                await _check(answer, f"get {path}")
+                async for chunk in answer.aiter_bytes():
+                    found += chunk
+                    if len(found) >= limit:
+                        break
+        except httpx.HTTPError as error:
+            raise self._unreachable(f"get {path}", error) from error
+        return bytes(found[:limit]).decode("utf-8", "replace")
 
     async def send(
         self, method: str, path: str, body: Mapping[str, Any], content_type: str = "application/json"
