@@ -69,10 +69,18 @@ class Pki:
             .add_extension(x509.BasicConstraints(ca, None), critical=True)
         )
 
-    def issue(self, name: str, organization: str = "", *, server: bool = False) -> None:
-        """``<name>.crt`` and ``<name>.key``."""
+    def issue(
+        self,
+        name: str,
+        organization: str = "",
+        *,
+        common_name: str = "",
+        server: bool = False,
+        serves: tuple[str, ...] = ("127.0.0.1", "localhost"),
+    ) -> None:
+        """``<name>.crt`` and ``<name>.key``. ``serves``: names and addresses of a server."""
         key = ec.generate_private_key(ec.SECP256R1())
-        parts = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
+        parts = [x509.NameAttribute(NameOID.COMMON_NAME, common_name or name)]
         if organization:
             parts.append(x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization))
         usage = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
@@ -80,8 +88,7 @@ class Pki:
             x509.ExtendedKeyUsage([usage]), critical=False
         )
         if server:
-            names = [x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName("localhost")]
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+            builder = builder.add_extension(x509.SubjectAlternativeName(map(_general_name, serves)), critical=False)
         self._write(name, builder.sign(self._key, hashes.SHA256()), key)
 
     def _write(self, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
@@ -224,6 +231,13 @@ def running(directory: Path) -> Iterator[ApiServerProcess]:
         yield server
     finally:
         server.close()
+
+
+def _general_name(text: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(text))
+    except ValueError:
+        return x509.DNSName(text)
 
 
 def _free_port() -> int:

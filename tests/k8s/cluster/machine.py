@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a cluster takes from the machine and gives back: control groups, network namespaces, sysctls, one lock.
+
+Everything has a name of ours (NAME...), so what a crashed run left behind is found and ended by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+NAME = "qanat-k8s"
+CGROUPS = Path("/sys/fs/cgroup")
+LOCK = Path("/run/lock/qanat-k8s")
+WRITTEN_BY_KUBELET = (
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
+)
+
+
+class Unfit(Exception):
+    """This machine cannot run a cluster; the message says what is missing."""
+
+
+def hierarchies() -> list[str]:
+    """Names under /sys/fs/cgroup: v1 controllers, ``systemd`` and ``unified`` (v2). Raises Unfit."""
+    unified = CGROUPS / "unified" / "cgroup.procs"
+    if not unified.exists():
+        raise Unfit(f"{CGROUPS}/unified is not a cgroup2 mount: the nodes are made for a machine with both versions")
+    return sorted(path.name for path in CGROUPS.iterdir() if path.is_dir() and not path.is_symlink())
+
+
+def make_cgroup(name: str) -> None:
+    for hierarchy in hierarchies():
+        path = CGROUPS / hierarchy / name
+        path.mkdir(exist_ok=True)
+        for file in ("cpuset.cpus", "cpuset.mems") if hierarchy == "cpuset" else ():
+            (path / file).write_text((path.parent / file).read_text())
+
+
+def enter_cgroup(name: str) -> None:
+    """This process, in every hierarchy."""
+    for hierarchy in hierarchies():
+        (CGROUPS / hierarchy / name / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def our_cgroups() -> list[str]:
+    return sorted(path.name for path in (CGROUPS / "unified").glob(f"{NAME}-*"))
+
+
+def end_cgroup(name: str, wait_s: float = 20.0) -> None:
+    """Kills what runs in it and removes it."""
+    end = time.monotonic() + wait_s
+    paths = [CGROUPS / hierarchy / name for hierarchy in hierarchies()]
+    kill = CGROUPS / "unified" / name / "cgroup.kill"
+    if kill.exists():
+        kill.write_text("1")
+    while any(_remaining(path) for path in paths):  # of a crash between the hierarchies
+        if time.monotonic() > end:
+            raise AssertionError(f"{name}: processes do not end: {[_remaining(path) for path in paths]}")
+        time.sleep(0.05)
+        for pid in {pid for path in paths for pid in _remaining(path)}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    while stale := [path for path in paths if path.exists() and not _removed(path)]:
+        if time.monotonic() > end:
+            raise AssertionError(f"cannot remove {stale}")
+        time.sleep(0.05)
+
+
+def _remaining(path: Path) -> list[int]:
+    found: list[int] = []
+    for file in path.rglob("cgroup.procs") if path.exists() else ():
+        with contextlib.suppress(OSError):
+            found += [int(line) for line in file.read_text().split()]
+    return found
+
+
+def _removed(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        for directory, _, _ in os.walk(path, topdown=False):
+            os.rmdir(directory)
+    return not path.exists()
+
+
+def sysctls() -> dict[str, str]:
+    return {name: Path("/proc/sys", name).read_text() for name in WRITTEN_BY_KUBELET}
+
+
+def restore_sysctls(values: dict[str, str]) -> None:
+    for name, value in values.items():
+        path = Path("/proc/sys", name)
+        if path.read_text() != value:
+            path.write_text(value)
+
+
+def ip(*arguments: str, netns: str = "") -> None:
+    subprocess.run(["ip", *(["-n", netns] if netns else []), *arguments], check=True, capture_output=True)
+
+
+@contextmanager
+def lock(wait_s: float = 300.0) -> Iterator[None]:
+    """One cluster at a time on a machine: their names are the same. Raises Unfit after `wait_s`."""
+    end = time.monotonic() + wait_s
+    with LOCK.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise Unfit(f"another cluster of these tests runs on this machine ({LOCK} is held)") from None
+                time.sleep(0.5)
+        yield
