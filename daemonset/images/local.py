@@ -27,16 +27,8 @@ HOME = Path("usr/lib/qanat")
 PROGRAMS = ("mesh", "nodeagent", "ztunnel", "controlplane")
 SOURCES_ONLY = ("csrc", "__pycache__")
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
-PACKAGES = (
-    "base-files",
-    "libc-bin",
-    "coreutils",
-    "dash",
-    "iproute2",
-    "netbase",
-    f"{PYTHON}-minimal",
-    f"lib{PYTHON}-stdlib",
-)
+PACKAGES = ("base-files", "coreutils", "dash", "iproute2", "libc-bin", "netbase")
+RUNTIME = (f"{PYTHON}-minimal", f"lib{PYTHON}-stdlib")
 WITH_BCC = ("python3-bpfcc", "python3-minimal")
 LEFT_OUT = {"debconf", "dpkg", "perl-base", "tar", "install-info", "libc-dev-bin", "gcc-12-base"}
 """Depended on for installing, not for running."""
@@ -54,16 +46,17 @@ class CannotBuild(Exception):
 
 def build(name: str, to: Path, *, bcc: bool) -> int:
     """The layer's size. Raises CannotBuild."""
-    libraries = [*ROOT.glob("ztunnel/dataplane/_zt*.so"), *ROOT.glob("nodeagent/bpf/_libbpf*.so")]
     plugin = ROOT / "build/cni/qanat-cni"
-    if len(libraries) != 2 or not plugin.exists():
+    built = (*ROOT.glob("ztunnel/dataplane/_zt*.so"), *ROOT.glob("nodeagent/bpf/_libbpf*.so"))
+    if len(built) != 2 or not plugin.exists():
         raise CannotBuild("the programs are not built; run: make build")
     stage = to.parent / f".{to.name}.root"
     shutil.rmtree(stage, ignore_errors=True)
     try:
-        wanted = {*PACKAGES, *(WITH_BCC if bcc else ()), *owners(linked(libraries))}
-        _copy_system(closure(wanted), stage)
         _copy_environment(stage)
+        libraries = [path for path in (stage / HOME).rglob("*.so*") if path.is_file()]
+        needed = [path for path in linked(libraries) if not path.is_relative_to(stage)]
+        _copy_system(closure({*PACKAGES, *RUNTIME, *(WITH_BCC if bcc else ()), *owners(needed)}), stage)
         shutil.copy(plugin, stage / HOME / "qanat-cni")
         _compile(stage)
         return oci.write(oci.Image(name, environment=ENVIRONMENT), stage, to)
@@ -72,12 +65,11 @@ def build(name: str, to: Path, *, bcc: bool) -> int:
 
 
 def linked(libraries: Iterable[Path]) -> set[Path]:
-    """Shared libraries that the dynamic linker finds for them."""
-    found: set[Path] = set()
-    for library in libraries:
-        out = _output("ldd", str(library))
-        found |= {Path(match) for match in re.findall(r"=> (/\S+)", out)}
-    return found
+    """Shared libraries that the dynamic linker finds for them. Raises CannotBuild."""
+    out = _output("ldd", *map(str, libraries))
+    if absent := set(re.findall(r"(\S+) => not found", out)):
+        raise CannotBuild(f"shared libraries are missing: {', '.join(sorted(absent))}")
+    return {Path(match) for match in re.findall(r"=> (/\S+)", out)}
 
 
 def owners(files: Iterable[Path]) -> set[str]:
@@ -124,7 +116,7 @@ def _output(*argv: str) -> str:
 
 def _copy_system(packages: set[str], stage: Path) -> None:
     for directory in ("usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "etc", "proc", "sys", "dev", "run", "var", "root"):
-        (stage / directory).mkdir(parents=True)
+        (stage / directory).mkdir(parents=True, exist_ok=True)
     (stage / "tmp").mkdir(mode=0o1777)
     (stage / "tmp").chmod(0o1777)
     for name in ("bin", "sbin", "lib", "lib64"):

@@ -101,18 +101,40 @@ class Cluster:
 
     def on(self, name: str, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """In all of a node's namespaces and its control group, as its root."""
+        process = self.started_on(name, *argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            out, err = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        if check and process.returncode:
+            raise AssertionError(f"{name}: {' '.join(argv)}: {out}{err}")
+        return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+    def started_on(self, name: str, *argv: str, **options: Any) -> subprocess.Popen[Any]:
+        """Beside us; the caller ends it."""
         target = next(one for one in self.nodes if one.name == name)
-        enter = ["nsenter", "-t", str(_pid(target)), "-m", "-n", "-u", "-i", "-C", "-p", "--wd=/", "--"]
-        done = subprocess.run(
+        enter = [
+            "nsenter",
+            "-t",
+            str(_pid(target)),
+            "-m",
+            "-n",
+            "-u",
+            "-i",
+            "-C",
+            "-p",
+            "--wd=/",
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+        ]
+        return subprocess.Popen(
             [*enter, *argv],
-            capture_output=True,
-            text=True,
-            timeout=60,
+            stdin=subprocess.DEVNULL,
             preexec_fn=lambda: machine.enter_cgroup(target.cgroup),
+            **options,
         )
-        if check and done.returncode:
-            raise AssertionError(f"{name}: {' '.join(argv)}: {done.stdout}{done.stderr}")
-        return done
 
     def up(self, images: tuple[Path, ...], proxy_mode: str = "nftables") -> None:
         """Raises AssertionError with what is not ready."""
