@@ -41,7 +41,7 @@ test-netns: ## whole meshes of network namespaces
 test-interop: ## against a stock Envoy
 
 .PHONY: test-k8s
-test-k8s: build ## against a real Kubernetes API server (compiled once, from Go modules; about 12 minutes)
+test-k8s: build ## on a real Kubernetes of two nodes (compiled once, from Go modules; about 15 minutes)
 	@tools/k8s.sh
 	@$(PY) tools/tiers.py k8s
 
@@ -75,6 +75,10 @@ soak-certs: build ## DURATION (180) s of traffic while certificates, roots, cloc
 .PHONY: perf-paths
 perf-paths: build ## connections without a proxy against plain TCP without a mesh
 	@$(PY) -m perf.paths
+
+.PHONY: images
+images: build ## build/images/qanat.tar, from this machine's files without a container engine
+	@$(PY) daemonset/images/local.py
 
 ##@ Steps
 .PHONY: check

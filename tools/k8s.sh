@@ -1,24 +1,51 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# What tests/k8s needs: Debian's etcd, and Kubernetes' own programs compiled from Go modules into a cache outside the
-# tree (QANAT_CACHE, default /var/cache/qanat). Quick when all is there. Where something cannot be had it says so in one
-# line and the tests that need it are skipped by name.
+# What tests/k8s needs: Debian's etcd, container runtime and network tools, and Kubernetes' own programs compiled from Go
+# modules into a cache outside the tree (QANAT_CACHE, default /var/cache/qanat). Quick when all is there. Where something
+# cannot be had it says so in one line and the tests that need it are skipped by name.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 say() { printf '%s\n' "$*"; }
 
-if ! command -v etcd >/dev/null; then
-	say "system packages: installing etcd-server"
+missing=()
+for pair in etcd:etcd-server containerd:containerd runc:runc conntrack:conntrack iptables:iptables nft:nftables \
+	socat:socat tcpdump:tcpdump curl:curl /usr/lib/cni/bridge:containernetworking-plugins; do
+	command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+	say "system packages: installing ${missing[*]}"
 	export DEBIAN_FRONTEND=noninteractive
+	mkdir -p build
+	# No service of them may start on this machine: the tests run their own.
+	policy=/usr/sbin/policy-rc.d made_policy=0
+	if [ ! -e $policy ]; then
+		printf '#!/bin/sh\nexit 101\n' >$policy
+		chmod 755 $policy
+		made_policy=1
+	fi
 	apt-get -q -y -o DPkg::Lock::Timeout=600 update >/dev/null 2>&1 || true
-	apt-get -q -y -o DPkg::Lock::Timeout=600 install --no-install-recommends etcd-server >build/apt-k8s.log 2>&1 ||
-		say "NOT RUN: tests against Kubernetes: etcd-server cannot be installed (build/apt-k8s.log)"
+	for package in "${missing[@]}"; do
+		apt-get -q -y -o DPkg::Lock::Timeout=600 install --no-install-recommends "$package" >>build/apt-k8s.log 2>&1 ||
+			say "NOT RUN: tests against Kubernetes: $package cannot be installed (build/apt-k8s.log)"
+	done
+	[ $made_policy = 0 ] || rm -f $policy
 fi
+
 go_version=$(go env GOVERSION 2>/dev/null || true)
+programs=(kube-apiserver)
+if [ "$(id -u)" = 0 ] && [ -e /sys/fs/cgroup/unified/cgroup.procs ]; then
+	programs+=(kube-controller-manager kube-scheduler kubelet kube-proxy)
+	command -v kubectl >/dev/null || programs+=(kubectl)
+else
+	say "NOT RUN: tests on two nodes: they need root and both cgroup versions (/sys/fs/cgroup/unified)"
+fi
 if [ -z "$go_version" ]; then
-	say "NOT RUN: tests against Kubernetes: no Go toolchain (go 1.26 compiles kube-apiserver)"
-elif ! tests/k8s/cluster/binaries/build.sh kube-apiserver; then
-	say "NOT RUN: tests against Kubernetes: kube-apiserver could not be compiled (see above)"
+	say "NOT RUN: tests against Kubernetes: no Go toolchain (go 1.26 compiles Kubernetes' programs)"
+else
+	for program in "${programs[@]}"; do
+		tests/k8s/cluster/binaries/build.sh "$program" >/dev/null ||
+			say "NOT RUN: tests that need $program: it could not be compiled (see above)"
+	done
 fi
 [ -z "$go_version" ] || tools/helm.sh >/dev/null ||
 	say "NOT RUN: tests that render the Helm chart: helm could not be compiled (see above)"

@@ -12,7 +12,7 @@ step() { # <name> <command...>
 	"$@" || failed+=("$name")
 }
 # Top-level packages that exist, tests and tools.
-python_paths() { for path in mesh nodeagent ztunnel controlplane perf tests tools cffi_build.py; do [ -e "$path" ] && printf '%s ' "$path"; done; }
+python_paths() { for path in mesh nodeagent ztunnel controlplane daemonset perf tests tools cffi_build.py; do [ -e "$path" ] && printf '%s ' "$path"; done; }
 clang_format() { # the files, not every line of them: `make format` mends all
 	local file found=0
 	while IFS= read -r file; do

@@ -53,7 +53,7 @@ def build(name: str, to: Path, *, bcc: bool) -> int:
     stage = to.parent / f".{to.name}.root"
     shutil.rmtree(stage, ignore_errors=True)
     try:
-        _copy_environment(stage)
+        _copy_environment(stage, sources=bcc)
         libraries = [path for path in (stage / HOME).rglob("*.so*") if path.is_file()]
         needed = [path for path in linked(libraries) if not path.is_relative_to(stage)]
         _copy_system(closure({*PACKAGES, *RUNTIME, *(WITH_BCC if bcc else ()), *owners(needed)}), stage)
@@ -177,7 +177,8 @@ def _needed(requirements: Iterable[str]) -> Iterator[str]:
         yield name
 
 
-def _copy_environment(stage: Path) -> None:
+def _copy_environment(stage: Path, *, sources: bool) -> None:
+    """``sources``: of the kernel programs too, which BCC compiles."""
     site = stage / HOME / "lib" / PYTHON / "site-packages"
     site.mkdir(parents=True)
     here = Path(sysconfig.get_path("purelib"))
@@ -188,7 +189,7 @@ def _copy_environment(stage: Path) -> None:
                 target = site / source.relative_to(here)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, target)
-    for program in PROGRAMS:
+    for program in (*PROGRAMS, *(("bpf",) if sources else ())):
         shutil.copytree(ROOT / program, site / program, ignore=shutil.ignore_patterns(*SOURCES_ONLY))
     bin_dir = stage / HOME / "bin"
     bin_dir.mkdir()
