@@ -9,7 +9,7 @@ say() { printf '%s\n' "$*"; }
 
 missing=()
 for pair in etcd:etcd-server containerd:containerd runc:runc conntrack:conntrack iptables:iptables nft:nftables \
-	socat:socat tcpdump:tcpdump curl:curl /usr/lib/cni/bridge:containernetworking-plugins; do
+	socat:socat tcpdump:tcpdump curl:curl bpftool:bpftool /usr/lib/cni/bridge:containernetworking-plugins; do
 	command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 if [ ${#missing[@]} -gt 0 ]; then

@@ -23,7 +23,7 @@ def probed(kind: str, probe: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-PROBES = {
+PROBES: dict[str, dict[str, Any]] = {
     "by-http": {"httpGet": {"port": 8080, "path": "/"}},
     "by-tcp": {"tcpSocket": {"port": 7000}},
     "by-exec": {"exec": {"command": ["true"]}, "timeoutSeconds": 5},
