@@ -191,6 +191,11 @@ def _copy_environment(stage: Path, *, sources: bool) -> None:
                 shutil.copy2(source, target)
     for program in (*PROGRAMS, *(("bpf",) if sources else ())):
         shutil.copytree(ROOT / program, site / program, ignore=shutil.ignore_patterns(*SOURCES_ONLY))
+    ours = metadata.distribution("qanat")  # installed from this tree: its files are elsewhere, its words are wanted
+    about = site / f"qanat-{ours.version}.dist-info"
+    about.mkdir()
+    for file in ("METADATA", "entry_points.txt"):
+        (about / file).write_text(ours.read_text(file) or "")
     bin_dir = stage / HOME / "bin"
     bin_dir.mkdir()
     for alias in ("python", "python3", PYTHON):

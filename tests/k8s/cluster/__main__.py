@@ -22,7 +22,8 @@ def main(arguments: list[str]) -> int:
             nodes = cluster.NODES[:1] if "--one" in options else cluster.NODES
             with cluster.running(images.build(), nodes) as made:
                 print(made.kubectl("get", "nodes", "-o", "wide"), flush=True)
-                signal.signal(signal.SIGTERM, signal.default_int_handler)
+                for number in (signal.SIGINT, signal.SIGTERM):  # the former is ignored in a shell's background
+                    signal.signal(number, signal.default_int_handler)
                 try:
                     signal.pause()
                 except KeyboardInterrupt:

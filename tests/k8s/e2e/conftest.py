@@ -12,6 +12,10 @@ from tests.k8s.cluster.machine import Unfit
 from tests.k8s.e2e import mesh
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker(pytest.mark.timeout(240))  # the first one waits for the cluster and its images
+
+
 @pytest.fixture(scope="session")
 def bare() -> Iterator[Cluster]:
     """Two nodes. QANAT_K8S_ATTACH=1 takes those of `python -m tests.k8s.cluster up`, as they are."""

@@ -41,5 +41,15 @@ def install(cluster: Cluster, manifests: Path = MANIFESTS) -> None:
     """Returns when every pod of the mesh is ready."""
     directory = _overlay(manifests)
     cluster.kubectl("apply", "-k", str(directory))
+    wait(cluster)
+
+
+def wait(cluster: Cluster) -> None:
+    """Until every pod of the mesh is there and ready. Raises AssertionError with what they say."""
     for kind in ("deployment/qanat-controlplane", "daemonset/qanat-nodeagent", "daemonset/qanat-ztunnel"):
-        cluster.kubectl("-n", NAMESPACE, "rollout", "status", kind, "--timeout=90s")
+        try:
+            cluster.kubectl("-n", NAMESPACE, "rollout", "status", kind, "--timeout=90s")
+        except AssertionError as error:
+            pods = cluster.kubectl("-n", NAMESPACE, "get", "pods", "-o", "wide")
+            said = cluster.kubectl("-n", NAMESPACE, "logs", kind, "--tail=15", check=False)
+            raise AssertionError(f"{error}\n{pods}\n{kind} says:\n{said}") from None
