@@ -194,8 +194,8 @@ def _copy_environment(stage: Path, *, sources: bool) -> None:
     ours = metadata.distribution("qanat")  # installed from this tree: its files are elsewhere, its words are wanted
     about = site / f"qanat-{ours.version}.dist-info"
     about.mkdir()
-    for file in ("METADATA", "entry_points.txt"):
-        (about / file).write_text(ours.read_text(file) or "")
+    for words in ("METADATA", "entry_points.txt"):
+        (about / words).write_text(ours.read_text(words) or "")
     bin_dir = stage / HOME / "bin"
     bin_dir.mkdir()
     for alias in ("python", "python3", PYTHON):
