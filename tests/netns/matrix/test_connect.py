@@ -113,3 +113,42 @@ def _read_by_edges(poller: select.epoll, sock: socket.socket, length: int) -> by
             while part := sock.recv(100):
                 found += part
     return found
+
+
+async def test_refused_socket_may_connect_again(way: Way) -> None:
+    to = (way.server.ip4, PORT)
+    with way.dialling_itself(succeeds=True) as sock:
+        sock.setblocking(True)
+        way.tried += 1
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.to_thread(sock.connect, to)
+        with way.listen() as listener:
+            await asyncio.to_thread(sock.connect, to)
+            with await listener.accept() as far:
+                await far.send(b"now")
+                assert await asyncio.to_thread(sock.recv, 10) == b"now"
+
+
+async def test_client_that_is_bound_keeps_its_address(way: Way) -> None:
+    loop = asyncio.get_running_loop()
+    with way.listen() as listener, way.dialling_itself(succeeds=True) as sock:
+        sock.setblocking(False)
+        sock.bind((way.client.ip4, 0))
+        own = sock.getsockname()
+        await loop.sock_connect(sock, (way.server.ip4, PORT))
+        with await listener.accept() as far:
+            assert sock.getsockname() == own
+            assert far.peer[0] == way.client.ip4
+            await far.send(b"bound")
+            assert await loop.sock_recv(sock, 10) == b"bound"
+
+
+async def test_bytes_sent_with_the_first_packet_take_the_path_too(way: Way) -> None:
+    """TCP Fast Open: the connection is made by sendto()."""
+    with way.listen() as listener, way.dialling_itself(succeeds=True) as sock:
+        sock.setblocking(True)
+        sending = asyncio.to_thread(sock.sendto, b"early", socket.MSG_FASTOPEN, (way.server.ip4, PORT))
+        count, far = await asyncio.gather(sending, listener.accept())
+        with far:
+            assert await far.recv_exactly(count) == b"early"[:count]
+            assert far.peer[0] == way.client.ip4

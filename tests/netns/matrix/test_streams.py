@@ -106,6 +106,19 @@ async def test_reset_by_one_end_is_a_reset_at_the_other(way: Way, who: str) -> N
 
 
 @pytest.mark.parametrize("who", ["client", "server"])
+async def test_last_words_before_a_reset_are_heard_once_they_have_arrived(way: Way, who: str) -> None:
+    near, far = _as(who, await way.pair())
+    with far:
+        await near.send(b"last words")
+        await _arrived(far)
+        near.reset()
+
+        assert await far.recv() == b"last words"
+        with pytest.raises(ConnectionResetError):
+            await far.recv()
+
+
+@pytest.mark.parametrize("who", ["client", "server"])
 async def test_close_with_unread_data_is_a_reset_and_with_the_shortcut_an_end(way: Way, who: str) -> None:
     near, far = _as(who, await way.pair())
     with far:
