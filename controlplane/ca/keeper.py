@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from controlplane.ca.serving import ServerIdentity
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
+LOOK_AT_LIST = dt.timedelta(hours=1)
 
 
 class RotationKeeper:
@@ -37,6 +39,7 @@ class RotationKeeper:
         self._server = server
         self._revoked = revoked
         self._list_signer = ""
+        self._list_seen = dt.datetime.min.replace(tzinfo=dt.UTC)
 
     async def run(self) -> None:
         while True:
@@ -53,13 +56,16 @@ class RotationKeeper:
     def _follow_issuer(self) -> None:
         if self._server is not None:
             self._server.refresh()
-        if self._list_signer == self._authority.issuer_serial:
+        now = self._authority.now()
+        is_seen = abs(now - self._list_seen) < LOOK_AT_LIST
+        if is_seen and self._list_signer == self._authority.issuer_serial:
             return
+        self._list_seen = now
         try:
-            if revocation.renew(self._authority.directory, self._revoked, now=self._authority.now()):
+            if revocation.renew(self._authority.directory, self._revoked, now=now):
                 log.info("revocation list signed anew", extra={"file": str(self._revoked)})
         except revocation.BadList as error:
-            log.error("revocation list not signed by the present issuer", extra={"cause": error})
+            log.error("revocation list not signed anew by the present issuer", extra={"cause": error})
         self._list_signer = self._authority.issuer_serial
 
     def rotate_root(self, serial: str) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import datetime as dt
 import fcntl
+import hashlib
 import os
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,12 @@ LIST_LIFE = dt.timedelta(days=30)
 
 KEPT_FOR = dt.timedelta(days=31)
 """No leaf lives longer, so an older entry says nothing."""
+
+REPLACED = x509.ObjectIdentifier("2.25.273563180478466412957436112839467120318")
+"""Extension by which a list takes the place of those that earlier keys of ours have signed (ztunnel/csrc/crl.c)."""
+
+REPLACED_MAX = 32
+"""Keys that a list names, the newest: each signed for longer than a leaf lives, or its list has gone before."""
 
 REASONS = {reason.value: reason for reason in x509.ReasonFlags if reason.value not in ("unspecified", "removeFromCRL")}
 
@@ -71,24 +78,67 @@ def change(
             rows.setdefault(_hex(serial), Revoked(_hex(serial), now, reason))
         # A clock that went back must not make the list older than the one in force.
         begins = now if before is None else max(now, before.last_update_utc)
-        data = _sign(signer, rows.values(), _number(before) + 1, begins)
+        data = _sign(signer, rows.values(), _number(before) + 1, begins, _replaced(file, before, signer))
         write_atomically(file, data, 0o644)
     return tuple(rows.values())
 
 
 def renew(authority: Path, file: Path, *, now: dt.datetime) -> bool:
-    """The same list signed by the issuer as it is now; to be called when that has been replaced, because a list is
-    believed only as long as its signer leads to a trusted root. False: there is none, or it is so already.
+    """The same list signed anew, when the issuer has been replaced (a list is believed only as long as its signer leads
+    to a trusted root) or half of its life is over. False: there is none, or it is good as it is.
 
     Raises BadAuthority, BadList, OSError."""
     found = _load(file)
-    if found is None or found.is_signature_valid(_signer(authority).key.public_key()):
+    if found is None:
+        return False
+    ends = found.next_update_utc
+    is_young = ends is not None and ends - now > LIST_LIFE / 2
+    if is_young and found.is_signature_valid(_signer(authority).key.public_key()):
         return False
     change(authority, file, now=now)
     return True
 
 
-def _sign(signer: Signer, rows: Collection[Revoked], number: int, begins: dt.datetime) -> bytes:
+def _replaced(file: Path, before: x509.CertificateRevocationList | None, signer: Signer) -> tuple[bytes, ...]:
+    """Digests of keys whose lists go on in the next one, oldest first: those that the list before names, and its own.
+    Not of a key whose certificate does not stand beside the list it signed."""
+    if before is None:
+        return ()
+    named = b""
+    with suppress(x509.ExtensionNotFound):
+        found = before.extensions.get_extension_for_oid(REPLACED).value
+        assert isinstance(found, x509.UnrecognizedExtension)
+        named = found.value[2 if found.value[1] < 128 else 2 + (found.value[1] & 127) :]
+    keys = [named[at : at + 32] for at in range(0, len(named), 32)]
+    try:
+        last = x509.load_pem_x509_certificates(file.read_bytes())[0]
+        if before.is_signature_valid(last.public_key()):  # type: ignore[arg-type]
+            keys.append(_digest(last))
+    except (ValueError, TypeError, IndexError):
+        pass
+    ours = _digest(signer.certificate)
+    return tuple(dict.fromkeys(key for key in keys if key != ours))[-REPLACED_MAX:]
+
+
+def _digest(certificate: x509.Certificate) -> bytes:
+    bits = certificate.public_key().public_bytes(
+        serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
+    )
+    return hashlib.sha256(bits).digest()
+
+
+def _octets(content: bytes) -> bytes:
+    """DER."""
+    size = len(content)
+    if size < 128:
+        return bytes([4, size]) + content
+    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes([4, 128 + len(length)]) + length + content
+
+
+def _sign(
+    signer: Signer, rows: Collection[Revoked], number: int, begins: dt.datetime, replaced: Collection[bytes]
+) -> bytes:
     builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(signer.certificate.subject)
@@ -97,6 +147,9 @@ def _sign(signer: Signer, rows: Collection[Revoked], number: int, begins: dt.dat
         .add_extension(x509.CRLNumber(number), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.key.public_key()), critical=False)
     )
+    if replaced:
+        told = x509.UnrecognizedExtension(REPLACED, _octets(b"".join(replaced)))
+        builder = builder.add_extension(told, critical=False)
     for row in rows:
         entry = x509.RevokedCertificateBuilder().serial_number(int(row.serial, 16)).revocation_date(row.at)
         if row.reason:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import random
 import socket
 import time
@@ -20,6 +21,7 @@ from ztunnel.dataplane._native import CertificateRefused
 from ztunnel.dataplane.values import CoreConfig, Kind, Reason, Tables
 
 WITHIN_S = 1.0
+REPLACED = x509.ObjectIdentifier("2.25.273563180478466412957436112839467120318")
 
 
 class Papers:
@@ -283,6 +285,72 @@ def test_newer_list_of_the_issuer_takes_back_what_it_leaves_out(rig: Rig, papers
     papers.apply(rig.server, papers.issuer.crl([], begins_s=-30))
 
     until("served", lambda: is_served(rig, at))
+
+
+def key_of(issuer: Paper) -> bytes:
+    bits = issuer.cert.public_key().public_bytes(
+        serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
+    )
+    return hashlib.sha256(bits).digest()
+
+
+def replacing(content: bytes) -> tuple[x509.ExtensionType, bool]:
+    return x509.UnrecognizedExtension(REPLACED, bytes([4, len(content)]) + content), False
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+def test_list_of_the_issuers_next_key_takes_the_place_of_the_one_it_names(
+    rig: Rig, papers: Papers, says_so: bool
+) -> None:
+    at = rig.web()
+    papers.apply(rig.server, papers.issuer.crl([papers.client.cert.serial_number]))
+    successor = papers.root.issuer()
+    named = [replacing(key_of(papers.issuer))] if says_so else [replacing(key_of(papers.root))]
+
+    info = rig.server.core.apply_revocations(
+        successor.crl([5], begins_s=-30, extensions=named) + successor.pem, papers.root.pem
+    )
+
+    assert (info.lists, info.serials) == ((1, 1) if says_so else (2, 2))
+    if says_so:
+        until("served", lambda: is_served(rig, at))
+    else:
+        assert not is_served(rig, at)
+
+
+def test_list_of_another_name_takes_no_place(rig: Rig, papers: Papers) -> None:
+    at = rig.web()
+    papers.apply(rig.server, papers.issuer.crl([papers.client.cert.serial_number]))
+    other = papers.root.issuer("other issuer")
+
+    named = [replacing(key_of(papers.issuer))]
+    info = rig.server.core.apply_revocations(other.crl([5], extensions=named) + other.pem, papers.root.pem)
+
+    assert info.lists == 2
+    assert not is_served(rig, at)
+
+
+def test_older_list_takes_no_place(rig: Rig, papers: Papers) -> None:
+    papers.apply(rig.server, papers.issuer.crl([papers.client.cert.serial_number]))
+    successor = papers.root.issuer()
+    named = [replacing(key_of(papers.issuer))]
+
+    with pytest.raises(CertificateRefused, match="is older than the one in force"):
+        rig.server.core.apply_revocations(
+            successor.crl([], begins_s=-900, extensions=named) + successor.pem, papers.root.pem
+        )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x04\x00", b"\x04\x1f" + b"k" * 31, b"\x04\x20" + b"k" * 33, b"\x30\x20" + b"k" * 32, b"\x04\x84",
+     b"\x04\x82\x08\x20" + b"k" * 2080],
+)  # fmt: skip
+def test_list_that_names_badly_what_it_replaces_is_refused(rig: Rig, papers: Papers, content: bytes) -> None:
+    told = x509.UnrecognizedExtension(REPLACED, content)
+
+    with pytest.raises(CertificateRefused, match="names badly what it replaces"):
+        papers.apply(rig.server, papers.issuer.crl([1], extensions=[(told, False)]))
 
 
 def test_unknown_revocations_close_the_door_until_a_list_is_read(rig: Rig, papers: Papers) -> None:

@@ -13,6 +13,11 @@
 
 #define SIGNERS_MAX 1024
 #define SERIAL_MAX 31 /* RFC 5280 4.1.2.2: 20 */
+#define REPLACED_MAX 64
+/* Ours (ITU-T X.667: an arc for whoever makes a UUID), not critical: an OCTET STRING of SHA-256 sums of the public key
+ * bits that signed the lists which this one goes on from. A list without it leaves those of other keys alone: an issuer
+ * may have several keys at once, each with its own list. */
+#define REPLACED_OID "2.25.273563180478466412957436112839467120318"
 
 struct zt_crl_entry {
 	struct zt_node node;
@@ -35,6 +40,7 @@ void zt_crl_put(struct zt_crl *l)
 	X509_NAME_free(l->issuer);
 	zt_map_free(&l->serials);
 	free(l->entries);
+	free(l->replaced);
 	free(l);
 }
 
@@ -59,6 +65,45 @@ bool zt_crl_has(const struct zt_crl *l, const ASN1_INTEGER *serial)
 bool zt_crl_same_issuer(const struct zt_crl *a, const struct zt_crl *b)
 {
 	return !X509_NAME_cmp(a->issuer, b->issuer) && !memcmp(a->key, b->key, sizeof(a->key));
+}
+
+bool zt_crl_replaces(const struct zt_crl *l, const struct zt_crl *old)
+{
+	if (X509_NAME_cmp(l->issuer, old->issuer))
+		return false;
+	for (size_t i = 0; i < l->n_replaced; i++)
+		if (!memcmp(l->replaced[i], old->key, sizeof(old->key)))
+			return true;
+	return false;
+}
+
+/* 0, -ZT_ENOMEM, or -ZT_ETLS for an extension that is not as we write it. */
+static int read_replaced(struct zt_crl *l, const X509_CRL *crl)
+{
+	ASN1_OBJECT *oid = OBJ_txt2obj(REPLACED_OID, 1);
+	int at = oid ? X509_CRL_get_ext_by_OBJ(crl, oid, -1) : -1, ret = 0;
+	const ASN1_OCTET_STRING *data = at < 0 ? NULL : X509_EXTENSION_get_data(X509_CRL_get_ext(crl, at));
+	const uint8_t *p = data ? ASN1_STRING_get0_data(data) : NULL;
+	ASN1_OCTET_STRING *keys = data ? d2i_ASN1_OCTET_STRING(NULL, &p, ASN1_STRING_length(data)) : NULL;
+	size_t len = keys ? (size_t)ASN1_STRING_length(keys) : 0;
+
+	if (!oid)
+		ret = -ZT_ENOMEM;
+	else if (data && (!keys || !len || len % SHA256_DIGEST_LENGTH || len / SHA256_DIGEST_LENGTH > REPLACED_MAX ||
+			  p != ASN1_STRING_get0_data(data) + ASN1_STRING_length(data)))
+		ret = -ZT_ETLS;
+	else if (len) {
+		l->replaced = malloc(len);
+		l->n_replaced = l->replaced ? len / SHA256_DIGEST_LENGTH : 0;
+		if (l->replaced)
+			memcpy(l->replaced, ASN1_STRING_get0_data(keys), len);
+		else
+			ret = -ZT_ENOMEM;
+	}
+	ASN1_OCTET_STRING_free(keys);
+	ASN1_OBJECT_free(oid);
+	ERR_clear_error();
+	return ret;
 }
 
 /* What makes a list unfit whoever signed it; NULL = nothing. */
@@ -303,7 +348,14 @@ static int judge_one(const struct reading *r, X509_CRL *crl, struct zt_crl **out
 	if (!signer)
 		return refuse(r, crl, why);
 	ret = list_new(crl, signer, out);
-	return ret == -ZT_ETLS ? refuse(r, crl, "has a serial of more than 31 bytes") : ret;
+	if (ret)
+		return ret == -ZT_ETLS ? refuse(r, crl, "has a serial of more than 31 bytes") : ret;
+	ret = read_replaced(*out, crl);
+	if (!ret)
+		return 0;
+	zt_crl_put(*out);
+	*out = NULL;
+	return ret == -ZT_ETLS ? refuse(r, crl, "names badly what it replaces") : ret;
 }
 
 static int judge_all(const struct reading *r, struct zt_crl **out, size_t *n)

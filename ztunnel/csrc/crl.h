@@ -16,7 +16,9 @@ struct zt_crl { /* of one issuer: its name and the key that signed; immutable on
 	_Atomic uint32_t refs;
 	X509_NAME *issuer;
 	uint8_t key[SHA256_DIGEST_LENGTH];
-	int64_t this_update, next_update; /* 0 = does not say */
+	int64_t this_update, next_update;          /* 0 = does not say */
+	uint8_t (*replaced)[SHA256_DIGEST_LENGTH]; /* keys of the same issuer whose lists this one takes the place of */
+	size_t n_replaced;
 	struct zt_map serials;
 	struct zt_crl_entry *entries;
 	size_t n;
@@ -26,6 +28,8 @@ struct zt_crl *zt_crl_get(struct zt_crl *l);
 void zt_crl_put(struct zt_crl *l);
 bool zt_crl_has(const struct zt_crl *l, const ASN1_INTEGER *serial);
 bool zt_crl_same_issuer(const struct zt_crl *a, const struct zt_crl *b);
+/* Does `l` say that it takes the place of `old`, a list of the same name signed by an earlier key? */
+bool zt_crl_replaces(const struct zt_crl *l, const struct zt_crl *old);
 
 /* All lists of a text, at least one, each of another issuer; the caller owns them. zt_revocations_apply() has the
  * rules. 0, -ZT_ENOMEM, or -ZT_ETLS with `err`; on failure `out` holds nothing. */

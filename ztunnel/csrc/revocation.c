@@ -41,21 +41,25 @@ bool zt_revocations_closed(const struct zt_revocations *s)
 	return s && s->closed;
 }
 
-static struct zt_crl *find(const struct zt_revocations *s, const struct zt_crl *like)
+static struct zt_crl *successor_of(const struct zt_revocations *s, const struct zt_crl *old)
 {
-	for (size_t i = 0; s && i < s->n; i++)
-		if (zt_crl_same_issuer(s->lists[i], like))
+	for (size_t i = 0; i < s->fresh; i++)
+		if (zt_crl_same_issuer(s->lists[i], old))
+			return s->lists[i];
+	for (size_t i = 0; i < s->fresh; i++)
+		if (zt_crl_replaces(s->lists[i], old))
 			return s->lists[i];
 	return NULL;
 }
 
-/* None of the lists in `s` may be older than the one in force; those in force of other issuers join them. */
+/* None of the lists in `s` may be older than the one in force that it takes the place of; those in force of other issuers,
+ * and of other keys of one unless it says that it replaces them, join them. */
 static int merge(struct zt_revocations *s, const struct zt_revocations *in_force, char *err, size_t cap)
 {
 	s->fresh = s->n;
 	for (size_t i = 0; in_force && i < in_force->n; i++) {
 		struct zt_crl *old = in_force->lists[i];
-		const struct zt_crl *successor = find(s, old);
+		const struct zt_crl *successor = successor_of(s, old);
 
 		if (successor && successor->this_update < old->this_update)
 			return zt_crl_refuse(old->issuer, "is older than the one in force", err, cap);

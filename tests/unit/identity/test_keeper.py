@@ -153,6 +153,6 @@ async def test_damaged_revocation_list_does_not_stop_a_rotation(
     assert ca.keeper.rotate_root("")
     await phase(ca, "idle")
 
-    assert "revocation list not signed by the present issuer" in caplog.text
+    assert "revocation list not signed anew by the present issuer" in caplog.text
     assert logging.getLevelName(logging.ERROR) in {record.levelname for record in caplog.records}
     await ca.stop()

@@ -182,6 +182,56 @@ def test_certificate_of_a_replaced_issuer_can_still_be_revoked(place: Place) -> 
     assert place.is_revoked()
 
 
+@pytest.mark.parametrize("rotations", [1, 2, 12])
+def test_serial_is_taken_back_by_a_list_of_the_next_issuer(place: Place, rotations: int) -> None:
+    """Also by a ztunnel that has not seen the lists between."""
+    place.feed.trust(WEB, place.web)
+    place.revoke(place.web.serial, "7")
+    place.feed.look()
+    for _ in range(rotations):
+        place.authority.rotate_issuer()
+        assert revocation.renew(place.directory / "ca", place.file, now=dt.datetime.now(dt.UTC))
+    place.feed.trust(WEB, place.issue())
+    place.feed.look()
+    assert place.is_revoked()
+
+    revocation.change(place.directory / "ca", place.file, remove=[place.web.serial], now=dt.datetime.now(dt.UTC))
+    place.feed.look()
+
+    status = place.feed.status()
+    assert status.error == ""
+    assert not place.is_revoked()
+    assert status.in_force is not None
+    assert (status.in_force.lists, status.in_force.serials) == (1, 1)
+
+
+def test_list_begun_anew_by_the_next_issuer_takes_nothing_back(place: Place) -> None:
+    """It does not say what it goes on from."""
+    place.feed.trust(WEB, place.web)
+    place.revoke(place.web.serial)
+    place.feed.look()
+    place.authority.rotate_issuer()
+    place.file.unlink()
+
+    place.revoke("7")
+    place.feed.look()
+
+    assert place.feed.status().error == ""
+    assert place.is_revoked()
+
+
+def test_list_is_signed_anew_when_half_of_its_life_is_over(tmp_path: Path) -> None:
+    Authority(tmp_path / "ca", TRUST_DOMAIN, 3600)
+    now = dt.datetime.now(dt.UTC)
+    revocation.change(tmp_path / "ca", tmp_path / "crl", add=["aa"], now=now)
+
+    assert not revocation.renew(tmp_path / "ca", tmp_path / "crl", now=now + dt.timedelta(days=14))
+    assert revocation.renew(tmp_path / "ca", tmp_path / "crl", now=now + dt.timedelta(days=16))
+
+    assert [one.serial for one in revocation.read(tmp_path / "crl")] == ["aa"]
+    assert not revocation.renew(tmp_path / "ca", tmp_path / "crl", now=now + dt.timedelta(days=17))
+
+
 def test_list_of_the_next_root_is_believed_by_who_has_its_bundle(place: Place) -> None:
     place.feed.trust(WEB, place.web)
     place.authority.rotate_root()
