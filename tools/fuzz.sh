@@ -43,7 +43,7 @@ for source in "${fuzzers[@]}"; do
 		>"build/fuzz/$name.log" 2>&1 || state=$?
 	report "$name" "$state"
 done
-objects=(engine text)
+objects=(engine egress text)
 for name in "${objects[@]}"; do
 	mkdir -p "build/fuzz/$name"
 	echo "-- objects: $name for $seconds s"

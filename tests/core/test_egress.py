@@ -14,12 +14,22 @@ from mesh.model.policy import EgressPolicy, EgressRule, EgressTarget
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import NodeName
 from mesh.policy.egress import Addresses, EgressRequest, evaluate_egress
-from tests.support.policies import ACCOUNTS, BLOCKS, IDENTITIES, IPS, LABELS, NAMESPACES, PORTS, tuples
+from tests.support.policies import (
+    ACCOUNTS,
+    BLOCKS,
+    HOSTS,
+    IPS,
+    LABELS,
+    NAMESPACES,
+    PORTS,
+    egress_requests,
+    known_hosts,
+    tuples,
+)
 from tests.unit.policy.test_egress import workload
 from ztunnel.dataplane.egress import compile_egress, compile_egress_set
 from ztunnel.dataplane.policyset import CompiledPolicies
 
-HOSTS = ("a.example", "b.example", "gone.example")
 POD = IPS[2]
 
 targets = st.builds(
@@ -54,22 +64,12 @@ def policy_sets(draw: st.DrawFn) -> tuple[EgressPolicy, ...]:
     return tuple(draw(policies(number)) for number in range(draw(st.integers(1, 5))))
 
 
-requests = st.builds(
-    EgressRequest,
-    source=st.sampled_from(IDENTITIES),
-    labels=st.sampled_from(LABELS),
-    ip=st.sampled_from(IPS),
-    port=st.sampled_from(PORTS),
-)
-known = st.dictionaries(
-    st.sampled_from(HOSTS[:2]), st.frozensets(st.sampled_from(IPS[:5]), min_size=1, max_size=3), max_size=2
-)
 OPEN = EgressPolicy("shop", "p0", (EgressRule("rules[0]", (EgressTarget(hosts=("gone.example",)),)),))
 HERE = EgressRequest(Identity("cluster.local", "shop", "web"), MappingProxyType({}), IPS[0], 80)
 
 
 @settings(max_examples=250, deadline=None)
-@given(policy_sets(), st.lists(requests, min_size=1, max_size=6), known)
+@given(policy_sets(), st.lists(egress_requests, min_size=1, max_size=6), known_hosts)
 @example((OPEN,), [HERE], {})
 @example((EgressPolicy("shop", "p0", (EgressRule("rules[0]"),)),), [HERE], {})
 def test_compiled_form_gives_the_verdict_and_the_rule_of_the_reference(

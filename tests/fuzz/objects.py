@@ -12,6 +12,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,18 @@ with contextlib.ExitStack() as stack:
         stack.enter_context(atheris.instrument_imports(include=["mesh.kube", "mesh.policy", "mesh.sources"]))
     from mesh.kube.objects import ObjectError, PolicyObject
     from mesh.kube.parse import parse_object, unroll
-    from mesh.model.policy import AuthorizationPolicy, PeerAuthentication
+    from mesh.model.policy import AuthorizationPolicy, EgressPolicy, PeerAuthentication
+    from mesh.policy.egress import Addresses, EgressRequest, evaluate_egress
     from mesh.policy.evaluate import PolicySet, Request, evaluate
     from mesh.policy.lint import Text, lint
     from mesh.sources.files.documents import DocumentError, read_documents
-    from tests.support.mutations import Raw, mutated, objects
-    from tests.support.policies import requests, workload
+    from tests.support.mutations import Raw, egress_objects, mutated, objects
+    from tests.support.policies import IPS, egress_requests, known_hosts, requests, workload
+    from ztunnel.dataplane.egress import compile_egress_set
     from ztunnel.dataplane.policy import compile_set
     from ztunnel.dataplane.policyset import CompiledPolicies
 
+WANTED = Request(None, IPS[0], "shop", {}, IPS[2], 80)
 SLICE = 200
 """Examples of Hypothesis between two looks at the clock."""
 
@@ -60,6 +64,30 @@ def engine(raws: list[Raw], asked: list[Request]) -> None:
         expected = evaluate(policies, request)
         assert (verdict.allowed, verdict.rule) == (expected.allowed, expected.rule)
         assert verdict.noted == expected.noted[:4]
+
+
+@st.composite
+def spoilt_egress(draw: st.DrawFn) -> list[Raw]:
+    good = [draw(egress_objects(f"p{number}")) for number in range(3)]
+    return [draw(mutated(raw, most=3)) if draw(st.booleans()) else raw for raw in good]
+
+
+@given(spoilt_egress(), st.lists(egress_requests, min_size=1, max_size=4), known_hosts)
+def egress(raws: list[Raw], asked: list[EgressRequest], hosts: Addresses) -> None:
+    """As ``engine``, for what may leave the mesh."""
+    found = [value.policy for value in map(_understood, raws) if isinstance(value, PolicyObject)]
+    # Two that are still of one name and namespace are one object to every source.
+    policies = tuple({p.key: p for p in found if isinstance(p, EgressPolicy)}.values())
+    for request in asked:
+        source = replace(workload(WANTED), namespace=request.source.namespace, labels=request.labels)
+        with CompiledPolicies(compile_egress_set(policies, [source], hosts, 1)) as compiled:
+            verdict = compiled.evaluate(request.source, source.addresses[0], request.ip, request.port)
+        expected = evaluate_egress(policies, request, hosts)
+        if policies:
+            assert (verdict.allowed, verdict.rule) == (expected.allowed, expected.rule)
+        else:
+            assert verdict.allowed
+            assert expected.allowed
 
 
 def _understood(raw: Raw) -> object:
@@ -102,6 +130,7 @@ def _read(data: bytes) -> None:
 
 TARGETS: dict[str, tuple[Any, Callable[[bytes], object]]] = {
     "engine": (engine, engine.hypothesis.fuzz_one_input),  # type: ignore[attr-defined]
+    "egress": (egress, egress.hypothesis.fuzz_one_input),  # type: ignore[attr-defined]
     "text": (text, _read),
 }
 """A property, and the same for bytes of the fuzzer's choice."""

@@ -27,7 +27,7 @@ FIELDS = (
     "spec", "metadata", "kind", "apiVersion", "name", "namespace", "labels", "annotations", "selector", "matchLabels",
     "action", "rules", "from", "to", "when", "source", "operation", "principals", "notPrincipals", "namespaces",
     "ipBlocks", "notIpBlocks", "ports", "notPorts", "hosts", "paths", "methods", "key", "values", "notValues", "mtls",
-    "mode", "portLevelMtls", "serviceAccounts", "principal", "rule", "matchExpressions",
+    "mode", "portLevelMtls", "serviceAccounts", "principal", "rule", "matchExpressions", "host", "cidr", "egress",
 )  # fmt: skip
 
 odd_texts = st.one_of(st.sampled_from(ODD_TEXTS), st.text(max_size=8))
@@ -90,6 +90,25 @@ def objects(draw: st.DrawFn, name: str = "p") -> Raw:
             levels = draw(st.dictionaries(st.sampled_from(("80", "443")), modes, max_size=2))
             spec |= {"portLevelMtls": {port: {"mode": mode} for port, mode in levels.items()}}
     return {"apiVersion": "security.istio.io/v1", "kind": kind, "metadata": meta, "spec": spec}
+
+
+targets = st.one_of(
+    st.fixed_dictionaries({"ipBlocks": blocks}, optional={"ports": ports}),
+    st.fixed_dictionaries({"hosts": some("a.example", "B.example.", "gone.example")}, optional={"ports": ports}),
+    st.fixed_dictionaries({"ports": st.lists(st.sampled_from((80, 443, "8080")), min_size=1, max_size=2)}),
+)
+own_accounts = st.lists(st.fixed_dictionaries({"serviceAccounts": some("web", "db")}), min_size=1, max_size=2)
+egress_rules = st.fixed_dictionaries(
+    {}, optional={"from": own_accounts, "to": st.lists(targets, min_size=1, max_size=3)}
+)
+
+
+@st.composite
+def egress_objects(draw: st.DrawFn, name: str = "p") -> Raw:
+    """A good EgressPolicy."""
+    spec = copy.deepcopy(draw(selectors)) | {"rules": draw(st.lists(egress_rules, max_size=3))}
+    meta: Raw = {"name": name, "namespace": draw(st.sampled_from(NAMES))}
+    return {"apiVersion": "qanat.io/v1alpha1", "kind": "EgressPolicy", "metadata": meta, "spec": spec}
 
 
 def places(value: Any, path: Path = ()) -> Iterator[Path]:

@@ -26,6 +26,7 @@ from mesh.model.policy import (
     StringMatch,
 )
 from mesh.model.workload import Protocol, Waypoint, Workload, WorkloadUid
+from mesh.policy.egress import EgressRequest
 from mesh.policy.evaluate import PolicySet, Request
 
 T = TypeVar("T")
@@ -146,6 +147,20 @@ requests = st.builds(
     ip=st.sampled_from(IPS[:5]),
     port=ports,
     closed=st.sampled_from(("", "", "", WAYPOINT.missing)),
+)
+
+HOSTS = ("a.example", "b.example", "gone.example")
+"""The last never has an address."""
+
+egress_requests = st.builds(
+    EgressRequest,
+    source=st.sampled_from(IDENTITIES),
+    labels=st.sampled_from(LABELS),
+    ip=st.sampled_from(IPS),
+    port=ports,
+)
+known_hosts = st.dictionaries(
+    st.sampled_from(HOSTS[:2]), st.frozensets(st.sampled_from(IPS[:5]), min_size=1, max_size=3), max_size=2
 )
 
 

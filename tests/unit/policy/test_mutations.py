@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -13,13 +14,19 @@ from hypothesis import strategies as st
 
 from mesh.kube.objects import ObjectError, PolicyObject
 from mesh.kube.parse import parse_object
-from mesh.model.policy import AuthorizationPolicy, PeerAuthentication
+from mesh.model.policy import AuthorizationPolicy, EgressPolicy, PeerAuthentication
+from mesh.policy.egress import Addresses, EgressRequest, evaluate_egress
 from mesh.policy.evaluate import PolicySet, Request, evaluate
 from mesh.sources.files import FileSource
-from tests.support.mutations import Raw, mutated, objects
-from tests.support.policies import requests
+from tests.support.mutations import Raw, egress_objects, mutated, objects
+from tests.support.policies import egress_requests, known_hosts, requests
 
 asked = st.lists(requests, min_size=1, max_size=12)
+leaving = st.lists(egress_requests, min_size=1, max_size=12)
+
+
+def lets_out(policies: Iterable[EgressPolicy], request: EgressRequest, hosts: Addresses) -> bool:
+    return evaluate_egress(policies, request, hosts).allowed
 
 
 def policy_set(*policies: object) -> PolicySet:
@@ -47,7 +54,7 @@ def rejection(raw: Raw) -> ObjectError | None:
 @settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_mutated_object_is_a_policy_or_an_error_with_a_field_on_one_printable_line(data: st.DataObject) -> None:
-    raw = data.draw(mutated(data.draw(objects()), most=4))
+    raw = data.draw(mutated(data.draw(st.one_of(objects(), egress_objects())), most=4))
 
     error = rejection(raw)
 
@@ -95,6 +102,28 @@ def _is_moved(good: Raw, bad: Raw) -> bool:
     return usable and names != [good["metadata"]["name"], good["metadata"]["namespace"]]
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.data(), leaving, known_hosts)
+def test_rejected_version_lets_nothing_out_that_the_last_good_one_kept_in(
+    data: st.DataObject, wanted: list[EgressRequest], hosts: Addresses
+) -> None:
+    good, other = data.draw(egress_objects("p")), data.draw(egress_objects("q"))
+    bad = data.draw(mutated(good, most=3))
+    assume(not _is_moved(good, bad))
+    with tempfile.TemporaryDirectory() as where:
+        source = FileSource([Path(where)])
+        _write(Path(where), good, other)
+        before, errors = source.load()
+        assert errors == []
+
+        _write(Path(where), bad, other)
+        after, errors = source.load()
+
+    assume(errors)
+    old, new = before.egress_policies, after.egress_policies
+    assert [r for r in wanted if lets_out(new, r, hosts) and not lets_out(old, r, hosts)] == []
+
+
 def _write(where: Path, *raws: Raw) -> None:
     fresh = where / "fresh"
     fresh.write_text(yaml.safe_dump_all(raws))
@@ -115,3 +144,28 @@ def test_stand_in_allows_nothing_that_the_unspoilt_object_denied(data: st.DataOb
     old, new = policy_set(parsed(good), other), policy_set(stand_in, other)
 
     assert [r for r in wanted if evaluate(new, r).allowed and not evaluate(old, r).allowed] == []
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), leaving, known_hosts)
+def test_stand_in_lets_nothing_out_that_the_unspoilt_object_kept_in(
+    data: st.DataObject, wanted: list[EgressRequest], hosts: Addresses
+) -> None:
+    good, other = data.draw(egress_objects("p")), _egress(data.draw(egress_objects("q")))
+    bad = data.draw(mutated(good, under=("spec",)))
+    assume(bad["spec"].get("selector") == good["spec"].get("selector"))
+    error = rejection(bad)
+    assume(error)
+    assert error is not None
+    assert isinstance(error.stand_in, PolicyObject)
+    assert isinstance(error.stand_in.policy, EgressPolicy)
+    old, new = (_egress(good), other), (error.stand_in.policy, other)
+
+    assert [r for r in wanted if lets_out(new, r, hosts) and not lets_out(old, r, hosts)] == []
+
+
+def _egress(raw: Raw) -> EgressPolicy:
+    found = parse_object(raw)
+    assert isinstance(found, PolicyObject)
+    assert isinstance(found.policy, EgressPolicy)
+    return found.policy
