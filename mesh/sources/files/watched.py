@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,8 @@ class WatchedFile:
         present = {entry.ref for entry in fresh.entries}
         gone = [entry for entry in self._trusted.entries if entry.ref not in present]
         strangers = Counter(entry.ref for entry in fresh.entries if _is_spoilt(entry)) - known
-        if gone and strangers.total() + fresh.nameless > self._trusted.nameless:
+        moved = sum(entry.ref not in known and _may_have_moved(entry, gone) for entry in fresh.entries)
+        if gone and strangers.total() + moved + fresh.nameless > self._trusted.nameless:
             # The old form of a stranger counts, so nothing stands in for it.
             unknown = strangers.keys() - known.keys()
             entries = [replace(entry, stand_in=None) if entry.ref in unknown else entry for entry in fresh.entries]
@@ -47,6 +49,13 @@ class WatchedFile:
 def _is_spoilt(entry: Entry) -> bool:
     """Whether it is bad in what an object is known by."""
     return entry.error is not None and entry.error.path in _KNOWN_BY
+
+
+def _may_have_moved(entry: Entry, gone: Sequence[Entry]) -> bool:
+    """It is bad, and one of its kind is gone from another namespace, where nothing stands in for that. A namespace that
+    was deleted by accident looks so."""
+    elsewhere = (one for one in gone if one.ref.kind == entry.ref.kind and one.ref.namespace != entry.ref.namespace)
+    return entry.error is not None and any(elsewhere)
 
 
 def _kept(entry: Entry, path: Path) -> Entry:

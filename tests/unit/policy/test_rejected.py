@@ -364,3 +364,12 @@ def test_policy_whose_name_is_spoilt_like_one_that_always_was_still_counts(mesh:
 
     assert not mesh.verdict(port=9000).allowed
     assert not mesh.verdict(app="db").allowed
+
+
+def test_bad_policy_whose_namespace_got_lost_still_counts_where_it_was(mesh: Directory) -> None:
+    mesh.write(DENY_PORT)
+
+    mesh.write(DENY_PORT.replace(", namespace: shop", "").replace("to:", "too:"))
+
+    assert not mesh.verdict(port=9000).allowed
+    assert any("no-admin: is gone from this file" in error for error in mesh.errors)
