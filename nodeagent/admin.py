@@ -2,6 +2,7 @@
 
 GET /healthz/ready: 200 once the first round of enrolment is over. GET /status: pods, peers, counters, errors.
 GET /connections: open ones that met no proxy. GET /flows: what was counted, by pair. GET /metrics.
+GET /policies: what each policy says and how often the kernel's verdicts rested on it.
 GET /journal: see mesh.journal.pages. GET /trace: see nodeagent.trace.service.
 GET /checks: what the kernel offers. GET /maps: its maps against what they should hold.
 POST /shortcut/on, /shortcut/off: the same-node shortcut's switch.
@@ -34,6 +35,8 @@ class TelemetryPages(Protocol):
     async def connections(self) -> list[dict[str, object]]: ...
 
     async def flows(self) -> list[dict[str, object]]: ...
+
+    async def policies(self) -> list[dict[str, object]]: ...
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
         """(body, content type)."""
@@ -104,7 +107,15 @@ def _telemetry_routes(telemetry: TelemetryPages) -> list[web.RouteDef]:
     async def flows(_: web.Request) -> web.Response:
         return web.json_response(await telemetry.flows())
 
-    return [web.get("/connections", connections), web.get("/flows", flows), *_metric_routes(telemetry)]
+    async def policies(_: web.Request) -> web.Response:
+        return web.json_response(await telemetry.policies())
+
+    return [
+        web.get("/connections", connections),
+        web.get("/flows", flows),
+        web.get("/policies", policies),
+        *_metric_routes(telemetry),
+    ]
 
 
 def _metric_routes(telemetry: TelemetryPages) -> list[web.RouteDef]:

@@ -213,6 +213,7 @@ def _agent(config: Config, kernel: CaptureKernel, log_fd: int) -> Agent:
         kernel_outcomes=kernel.counters,
         version=version("qanat"),
         recorder=journal.recorder if journal else None,
+        trust_domain=config.source.translate.trust_domain,
     )
     trace = TraceService(kernel.pins, cgroup2_root(), telemetry.who, paths.rules.name)
     return Agent(config, kernel, paths, telemetry, journal, trace)

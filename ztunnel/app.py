@@ -15,8 +15,7 @@ from mesh.lifecycle import Shutdown, supervise
 from mesh.model.identity import Identity, InvalidIdentity
 from mesh.model.snapshot import MeshSnapshot
 from mesh.policy.evaluate import PolicySet
-from mesh.policy.known import Known
-from mesh.policy.report import PolicyReport, report
+from mesh.policy.page import PolicyPage
 from mesh.telemetry.names import Names
 from ztunnel import __version__
 from ztunnel.admin import dump, http, policies
@@ -88,7 +87,7 @@ class Ztunnel:
         self._series = TrafficSeries(names, maximum=config.max_series, idle_s=config.series_idle_s)
         self._latencies = Latencies()
         self._decisions = Decisions()
-        self._report: tuple[MeshSnapshot, tuple[PolicyReport, ...]] | None = None
+        self._policy_page = PolicyPage(config.trust_domain)
         self._access_log = AccessLog(names, log_fd, form=config.access_log_format, pod_name=self._pod_name)
         self.journal: Journal | None = None
         if config.journal:
@@ -228,6 +227,7 @@ class Ztunnel:
             pods_started=self.pods.started,
             pods_stopped=self.pods.stopped,
             agent_connected=self.client.is_connected,
+            journal_lost=self.journal.recorder.lost if self.journal else 0,
         )
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
@@ -268,12 +268,8 @@ class Ztunnel:
         return found
 
     async def policies(self) -> list[dict[str, object]]:
-        snapshot = self.feed.snapshot
-        if self._report is None or self._report[0] is not snapshot:
-            known = Known(snapshot, (self._config.trust_domain,))
-            self._report = snapshot, await asyncio.to_thread(report, known)
         hits = policies.with_live(self._decisions.rules(), self._engine.connections())
-        return policies.policies(self._report[1], hits)
+        return await self._policy_page.show(self.feed.snapshot, hits)
 
     def certificates(self) -> list[dict[str, object]]:
         return dump.certificate_states(self.certificates_manager.dump())

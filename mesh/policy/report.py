@@ -20,9 +20,11 @@ EGRESS = "EGRESS"
 
 
 class Where(Enum):
-    """Who enforces a clause. NOTES: ztunnel looks and only takes note (audit, dry run)."""
+    """Who enforces a clause. BOTH: ztunnel at the destination, and the kernel at the source where it knows the verdict
+    (direct and refused connections). NOTES: ztunnel looks and only takes note (audit, dry run)."""
 
     ZTUNNEL = "ztunnel"
+    BOTH = "ztunnel + kernel"
     WAYPOINT = "needs a waypoint"
     NOTES = "noted only"
     NOWHERE = "rejected"
@@ -110,7 +112,7 @@ def _notice(policy: AuthorizationPolicy) -> str:
 
 def _rule(policy: AuthorizationPolicy, rule: Rule, known: Known) -> RuleReport:
     notes = policy.dry_run or policy.action is Action.AUDIT
-    where = Where.NOWHERE if policy.rejected else Where.NOTES if notes else Where.ZTUNNEL
+    where = Where.NOWHERE if policy.rejected else Where.NOTES if notes else Where.BOTH
     if rule.http and policy.action is not Action.DENY:
         where = Where.WAYPOINT  # one clause that cannot be judged keeps the whole rule from matching
     found = [Clause(text, where) for text in clauses(rule)]
@@ -170,7 +172,7 @@ def _authentication(policy: PeerAuthentication, known: Known) -> PolicyReport:
 
 
 def _modes(policy: PeerAuthentication, known: Known) -> Iterator[RuleReport]:
-    where = Where.NOWHERE if policy.rejected else Where.ZTUNNEL
+    where = Where.NOWHERE if policy.rejected else Where.BOTH
     dead = "the policy selects no workload" if not known.is_empty and not known.selected(policy) else ""
     if older := shadowing(policy, known):
         dead = f"{older.key} is older and counts for this scope"

@@ -16,7 +16,8 @@ from nodeagent.cli.errors import CliError
 from nodeagent.cli.render import Column, Format, age, emit, table
 from nodeagent.cli.views import examples, mesh_options, namespace_option, report_silent, show
 
-POLICIES_PAGE = (Program.ZTUNNEL, "/policies")
+PAGES = ((Program.ZTUNNEL, "/policies"), (Program.AGENT, "/policies"))
+PLAIN = ("ztunnel", "ztunnel + kernel")
 
 
 def _last(moment: float) -> str:
@@ -30,7 +31,7 @@ POLICIES: tuple[Column[rows.PolicyRow], ...] = (
     Column("ACTION", lambda r: f"{r.action} (dry run)" if r.dry_run else r.action),
     Column("SCOPE", lambda r: r.selector, wide=True),
     Column("SELECTS", lambda r: str(r.selects), style=lambda r: "" if r.selects else "yellow", right=True),
-    Column("ENFORCED", lambda r: r.enforced, style=lambda r: "" if r.enforced == "ztunnel" else "yellow"),
+    Column("ENFORCED", lambda r: r.enforced, style=lambda r: "" if r.enforced in PLAIN else "yellow"),
     Column("HITS", lambda r: str(r.hits), right=True),
     Column("REFUSED", lambda r: str(r.refused), right=True),
     Column("LAST HIT", lambda r: _last(r.last), right=True),
@@ -42,7 +43,7 @@ POLICIES: tuple[Column[rows.PolicyRow], ...] = (
 RULES: tuple[Column[rows.ClauseRow], ...] = (
     Column("RULE", lambda r: r.rule),
     Column("CLAUSE", lambda r: r.text),
-    Column("ENFORCED", lambda r: r.where, style=lambda r: "" if r.where == "ztunnel" else "yellow"),
+    Column("ENFORCED", lambda r: r.where, style=lambda r: "" if r.where in PLAIN else "yellow"),
     Column("ALLOWED", lambda r: r.count(r.allowed), right=True),
     Column("DENIED", lambda r: r.count(r.denied), right=True),
     Column("NOTED", lambda r: r.count(r.noted), right=True),
@@ -61,11 +62,12 @@ RULES: tuple[Column[rows.ClauseRow], ...] = (
 def policies(name: str | None, mesh: str, node: str | None, form: str, run_dir: Path, namespace: str | None) -> None:
     """Policies: whom each concerns, where it is enforced, how often its rules decided, and which rules cannot.
 
-    HITS counts connections that a rule of the policy decided or noted, over all nodes, since their ztunnel started;
+    HITS counts connections that a rule of the policy decided or noted, over all nodes, since their programs started;
     REFUSED those that no rule of it (nor of another ALLOW policy) allowed. With NAME (or NAMESPACE/NAME), one line per
     clause."""
     running = find(mesh, node, run_dir)
-    (answers,) = ask(running, POLICIES_PAGE)
+    asked = ask(running, *PAGES)
+    answers = tuple(answer for answers in asked for answer in answers)
     where, _, short = (name or "").rpartition("/")
     wanted = where or namespace
     found = [
@@ -73,13 +75,13 @@ def policies(name: str | None, mesh: str, node: str | None, form: str, run_dir: 
         if wanted in (None, "", row.namespace) and (not name or row.name == short)
     ]  # fmt: skip
     chosen = Format(form)
-    if name and not found and len(unreachable((answers,))) < len(answers):
+    if name and not found and len(unreachable(asked)) < len(answers):
         raise CliError(f"no policy is called {name!r}", "qanat policies lists them")
     if name and not chosen.is_data:
         _show_one_by_one(found)
-        report_silent(unreachable((answers,)))
+        report_silent(unreachable(asked))
         return
-    show(running, chosen, "policies", POLICIES, found, (answers,), "no policies: everything may talk to everything")
+    show(running, chosen, "policies", POLICIES, found, asked, "no policies: everything may talk to everything")
 
 
 def _show_one_by_one(found: Sequence[rows.PolicyRow]) -> None:

@@ -113,7 +113,9 @@ def _added(one: PolicyRow, other: PolicyRow, node: str) -> PolicyRow:
     """Rules are told apart by name: a node may be a moment behind."""
     theirs = {rule.name: rule for rule in other.rules}
     rules = tuple(_together(rule, theirs[rule.name]) if rule.name in theirs else rule for rule in one.rules)
-    differs = (*one.differs, node) if _said(one) != _said(other) else one.differs
+    differs = one.differs
+    if _said(one) != _said(other) and node not in differs:
+        differs = (*differs, node)
     return replace(
         one,
         rules=rules,

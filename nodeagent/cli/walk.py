@@ -12,6 +12,7 @@ from mesh.model.workload import Workload
 from nodeagent.cli.client import Answer
 from nodeagent.cli.facts import LABEL, MAX_PLACES, Facts, State, Step, proven
 from nodeagent.cli.render import age
+from nodeagent.cli.route import route
 from nodeagent.cli.targets import Place, name_of
 from nodeagent.cli.verdicts import policies
 
@@ -27,7 +28,8 @@ def walk(facts: Facts) -> list[Step]:
     for workload in dict.fromkeys(name_of(place.workload) for place in chosen if place.workload is not None):
         steps += _captured("destination", _by_name(facts, workload), facts)
     steps += _identities(facts, chosen)
-    steps += policies(chosen, facts)
+    decided = list(policies(chosen, facts))
+    steps += [*decided, *route(chosen, decided, facts)]
     steps += _applications(chosen, facts)
     return steps
 

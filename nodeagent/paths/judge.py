@@ -89,13 +89,13 @@ class Judge:
 
     def pair(self, src: int, dst: SockAddr) -> Judged | None:
         """None: nothing can be said, ztunnel decides. That is so where a pod has several source addresses and policy
-        does not treat them alike."""
+        does not treat them alike, and where audit or dry-run rules match, of which ztunnel takes note."""
         source, destination = self.workload(src), self._snapshot.workload_at(dst.ip)
         if source is None or destination is None or not is_meshed(source) or not is_meshed(destination):
             return None
         sources = [ip for ip in self._pods[src].addresses if ip.version == dst.ip.version]
         verdicts = [self._index.judge(source, ip, destination, dst.ip, dst.port) for ip in sources]
-        if not verdicts or len({verdict.allowed for verdict in verdicts}) > 1:
+        if not verdicts or len({verdict.allowed for verdict in verdicts}) > 1 or any(one.noted for one in verdicts):
             return None
         verdict = verdicts[0]
         return Judged(

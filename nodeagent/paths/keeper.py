@@ -57,6 +57,7 @@ class PathStatus:
     """`paths` in use; `problem`: why not all are. `strayed`: pods whose addresses are translated on the way."""
 
     paths: tuple[str, ...]
+    same_node: str
     epoch: int
     addresses: int
     services: int
@@ -295,6 +296,7 @@ class PathKeeper:
         in_use = self._kernel.settings.paths
         return PathStatus(
             paths=tuple(path.name.lower() for path in Paths if path in in_use and path.name),
+            same_node=self._same_node.value,
             epoch=self._kernel.settings.epoch,
             addresses=len(self.content.addresses),
             services=len(self.content.services),

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.exposition import choose_encoder
 
+from mesh.policy.tally import Hits, by_verdict
 from mesh.telemetry.labels import LABELS, SERIES, LabelValues
 from nodeagent.telemetry.series import PATH_LABELS, Cell
 
@@ -26,6 +27,8 @@ class Reading:
     live: Mapping[str, int]
     overflowed: int
     lines_lost: int
+    journal_lost: int
+    hits: Mapping[str, Hits]
     version: str
 
 
@@ -70,6 +73,11 @@ def _collect(reading: Reading) -> Iterable[Metric]:
     yield CounterMetricFamily(
         "qanat_metrics_overflow", "Sets of labels counted under `other`: too many.", reading.overflowed
     )
+    hits = CounterMetricFamily("qanat_policy_hits", "Connections by what decided.", labels=["rule", "verdict"])
+    for labels, count in by_verdict(reading.hits):
+        hits.add_metric(labels, count)
+    yield hits
+    yield CounterMetricFamily("qanat_journal_lost", "Connections the journal has not kept.", reading.journal_lost)
     yield CounterMetricFamily("qanat_access_log_lost", "Lines their destination did not take.", reading.lines_lost)
     build = GaugeMetricFamily("istio_build", "Component and version.", labels=["component", "tag"])
     build.add_metric(["nodeagent", f"qanat-{reading.version}"], 1)

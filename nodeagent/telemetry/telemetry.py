@@ -9,11 +9,14 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from mesh.journal.flow import Lost, Record
 from mesh.journal.recorder import Recorder
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import WorkloadUid
+from mesh.policy.page import PolicyPage
+from mesh.policy.tally import Hits, Tally
 from mesh.telemetry.labels import OTHER, LabelValues
 from mesh.telemetry.names import Names
 from nodeagent.bpf.layouts import Path
@@ -46,6 +49,7 @@ class Telemetry:
         kernel_outcomes: Callable[[], Mapping[str, int]],
         version: str,
         recorder: Recorder | None = None,
+        trust_domain: str = "cluster.local",
     ) -> None:
         self._maps = maps
         self._log = access_log
@@ -57,10 +61,14 @@ class Telemetry:
         self._series = PathSeries(self.who)
         self._refusals: deque[Refusal] = deque(maxlen=_REFUSALS_WAITING)
         self._refused: Counter[LabelValues] = Counter()
+        self._tally = Tally()
+        self._policy_page = PolicyPage(trust_domain)
+        self._snapshot = MeshSnapshot.build(0)
 
     # --- inputs
 
     def set_snapshot(self, snapshot: MeshSnapshot) -> None:
+        self._snapshot = snapshot
         self.who.set_names(Names(snapshot))
         if self._recorder is not None:
             self._recorder.forget_names()
@@ -112,6 +120,9 @@ class Telemetry:
             who = self._parties(flow)
             named.append((flow, who, self._rule_name(flow.rule), (flow.end_ns + offset_ns) // 1000))
         self._log.ended(named)
+        for _, _, rule, end in named:
+            if rule:
+                self._tally.hits(rule, end / 1e6).allowed += 1
         if self._recorder is not None:
             for flow, who, rule, end in named:
                 decisions.count(self._recorder, flow, who, rule, end)
@@ -122,6 +133,7 @@ class Telemetry:
             labels = (one.rule, one.source, one.destination)
             known = labels in self._refused or len(self._refused) < _RULES
             self._refused[labels if known else OTHER[: len(labels)]] += 1
+            self._tally.hits(one.rule, (one.time_ns + offset_ns) / 1e9).denied += 1
             if self._recorder is not None:
                 decisions.count_refusal(self._recorder, one, (one.time_ns + offset_ns) // 1000)
 
@@ -132,6 +144,21 @@ class Telemetry:
         flows = await asyncio.to_thread(self._maps.live)
         now = time.monotonic_ns()
         return [listing.connection(flow, self._parties(flow), self._rule_name(flow.rule), now) for flow in flows]
+
+    async def hits(self) -> dict[str, Hits]:
+        """What verdicts of the kernel rest on, open connections included."""
+        flows = await asyncio.to_thread(self._maps.live)
+        found = {rule: replace(hits) for rule, hits in self._tally.rules().items()}
+        now = time.time()
+        for flow in flows:
+            if rule := self._rule_name(flow.rule):
+                hits = found.setdefault(rule, Hits())
+                hits.allowed += 1
+                hits.last = max(hits.last, now - (time.monotonic_ns() - flow.start_ns) / 1e9)
+        return found
+
+    async def policies(self) -> list[dict[str, object]]:
+        return await self._policy_page.show(self._snapshot, await self.hits())
 
     def records(self) -> list[Record | Lost]:
         """Open connections, for the journal's readers."""
@@ -168,6 +195,8 @@ class Telemetry:
             live=Counter(flow.pair.path.name.lower() for flow in live),
             overflowed=self._series.overflowed,
             lines_lost=self._log.lost,
+            journal_lost=self._recorder.lost if self._recorder else 0,
+            hits=self._tally.rules(),
             version=self._version,
         )
         return await asyncio.to_thread(exposition.page, reading, accept)

@@ -251,6 +251,9 @@ class Playground:
         found: dict[str, Any] = json.loads(ask(self.paths.node(node) / "agent.sock", "/status"))
         return found
 
+    def agent_page(self, node: str, page: str) -> str:
+        return ask(self.paths.node(node) / "agent.sock", page)
+
     def log(self, component: str) -> str:
         path = self.paths.log(component)
         return path.read_text(errors="replace") if path.exists() else ""

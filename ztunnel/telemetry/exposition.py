@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
+from mesh.policy.tally import by_verdict
 from mesh.telemetry.labels import LABELS, SERIES
 from ztunnel.dataplane.values import Counters, Reason
 from ztunnel.telemetry.certificates import CertificateReading
@@ -30,6 +31,7 @@ class Reading:
     pods_started: int
     pods_stopped: int
     agent_connected: bool
+    journal_lost: int = 0
 
 
 class Exposition:
@@ -75,6 +77,7 @@ class Exposition:
         yield CounterMetricFamily(
             "qanat_connections_lost", "Connections whose end was seen without its event.", self._series.lost
         )
+        yield CounterMetricFamily("qanat_journal_lost", "Connections the journal has not kept.", reading.journal_lost)
 
 
 class _Once:
@@ -111,10 +114,8 @@ def _decided(decisions: Decisions) -> Iterable[Metric]:
             family.add_metric(labels, count)
         yield family
     hits = CounterMetricFamily("qanat_policy_hits", "Connections by what decided.", labels=["rule", "verdict"])
-    for rule, found in list(decisions.rules().items()):
-        for verdict, count in (("allowed", found.allowed), ("denied", found.denied), ("noted", found.noted)):
-            if count:
-                hits.add_metric([rule, verdict], count)
+    for decided, count in by_verdict(decisions.rules()):
+        hits.add_metric(decided, count)
     yield hits
 
 

@@ -9,13 +9,16 @@ import pytest
 
 from mesh.model.policy import Action, AuthorizationPolicy, Mode, PeerAuthentication, Rule
 from mesh.model.snapshot import MeshSnapshot
+from mesh.policy import tally
 from mesh.policy.known import Known
+from mesh.policy.page import policies
 from mesh.policy.report import report
+from mesh.policy.tally import Hits
 from tests.unit.node.doubles import event
-from ztunnel.admin.policies import policies, with_live
+from ztunnel.admin.policies import with_live
 from ztunnel.dataplane.values import Direction, Event, Reason
-from ztunnel.telemetry import decisions
-from ztunnel.telemetry.decisions import Decisions, Hits
+from ztunnel.telemetry import decisions as ztunnel_decisions
+from ztunnel.telemetry.decisions import Decisions
 
 CLIENT = "spiffe://cluster.local/ns/shop/sa/client"
 END = 1_700_000_002.0
@@ -73,7 +76,7 @@ def test_every_rule_that_took_note_is_counted_and_is_no_denial() -> None:
 
 
 def test_sets_of_labels_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "MAX_SETS", 2)
+    monkeypatch.setattr(ztunnel_decisions, "MAX_SETS", 2)
     counts = Decisions()
 
     counts.on_events([denied(f"shop/p rules[{number}]") for number in (0, 1, 2, 3, 0)])
@@ -81,7 +84,7 @@ def test_sets_of_labels_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counts.denials() == {
         ("shop/p rules[0]", CLIENT, WEB): 2,
         ("shop/p rules[1]", CLIENT, WEB): 1,
-        decisions.OTHER: 2,
+        ztunnel_decisions.OTHER: 2,
     }
 
 
@@ -98,7 +101,7 @@ def test_every_rule_is_tallied_by_what_became_of_its_connections() -> None:
 
 
 def test_rules_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "MAX_RULES", 2)
+    monkeypatch.setattr(tally, "MAX_RULES", 2)
     counts = Decisions()
 
     counts.on_events([decided(rule) for rule in "abcda"])
