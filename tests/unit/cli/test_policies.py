@@ -43,6 +43,10 @@ class Nodes:
         self.pages[self.run_dir / "m" / "nodes" / node / "ztunnel.sock"] = {"/policies": list(policies)}
         return self
 
+    def kernel_knows(self, node: str, *policies: Any) -> Nodes:
+        self.pages[self.run_dir / "m" / "nodes" / node / "agent.sock"] = {"/policies": list(policies)}
+        return self
+
     def run(self, *arguments: str) -> Result:
         with serving(self.pages):
             return CliRunner().invoke(
@@ -127,3 +131,22 @@ def test_silent_node_is_named_and_the_rest_shown(nodes: Nodes) -> None:
 
     assert result.exit_code == 3
     assert "n2" in result.stderr and "shop" in result.stdout
+
+
+def test_what_the_kernel_decided_is_added_to_what_ztunnel_did(nodes: Nodes) -> None:
+    now = time.time()
+    nodes.know("n1", policy("p", rule(allowed=3, last=now - 600)))
+    nodes.kernel_knows("n1", policy("p", rule(allowed=4, denied=1, last=now - 60), refused=2))
+
+    (row,) = nodes.rows()
+
+    found = row["rules"][0]
+    assert (found["allowed"], found["denied"], row["refused"], row["differs"]) == (7, 1, 2, [])
+    assert found["last"] == pytest.approx(now - 60)
+
+
+def test_node_whose_programs_both_differ_is_named_once(nodes: Nodes) -> None:
+    nodes.know("n1", policy("p", rule())).know("n2", policy("p", rule(), action="DENY"))
+    nodes.kernel_knows("n2", policy("p", rule(), action="DENY"))
+
+    assert nodes.rows()[0]["differs"] == ["n2"]

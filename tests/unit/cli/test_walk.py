@@ -47,6 +47,7 @@ class World:
     certs: list[Any] = field(default_factory=lambda: [valid(CLIENT), valid(WEB)])
     listening: list[Any] = field(default_factory=lambda: [{"address": "::", "port": 8080}])
     node: dict[str, Any] = field(default_factory=dict)
+    agent: dict[str, Any] = field(default_factory=dict)
     silent: str = ""
     has_ca: bool = True
 
@@ -55,7 +56,7 @@ class World:
         start = find_source(snapshot, source)
         end = find_target(snapshot, target, start)
         pods = [{"namespace": "shop", "name": name, "state": s, "error": "why"} for name, s in self.captured.items()]
-        agents = {node: Answer(node, Program.AGENT, {"pods": pods}) for node in ("n1", "n2")}
+        agents = {node: Answer(node, Program.AGENT, {"pods": pods, **self.agent}) for node in ("n1", "n2")}
         if self.silent:
             agents[self.silent] = Answer(self.silent, Program.AGENT, None, "not running")
         facts = Facts(
@@ -246,3 +247,43 @@ def test_audit_rules_that_match_are_notes() -> None:
     notes = [one.text for one in world.steps() if one.state is State.NOTE]
 
     assert notes == ["matches too, without effect: AUDIT shop/watch rules[0]"]
+
+
+def paths(*in_use: str, same_node: str = "direct", problem: str = "") -> dict[str, Any]:
+    return {"paths": {"paths": list(in_use), "same_node": same_node, "problem": problem}}
+
+
+def way(world: World, target: str = "shop/web:80") -> str:
+    (found,) = [step.text for step in world.steps(target=target) if step.name == "path"]
+    return found.partition(":")[0]
+
+
+def on_one_node(**annotations: str) -> list[Any]:
+    objects = shop()
+    objects[2] = pod("web", "10.1.0.2", labels={"app": "web"}, meta={"annotations": annotations}, nodeName="n1")
+    return objects
+
+
+def test_path_between_nodes_is_the_tunnel_and_on_one_node_what_the_kernel_has_in_use() -> None:
+    together = on_one_node()
+
+    assert way(World(agent=paths("direct", "bypass"))) == "tunnel"
+    assert way(World(together, agent=paths("direct", "bypass"))) == "direct"
+    assert way(World(together, agent=paths("bypass"))) == "tunnel"
+    assert way(World(together, agent=paths("direct", same_node="encrypt"))) == "tunnel"
+    assert way(World(on_one_node(**{"qanat.io/same-node": "encrypt"}), agent=paths("direct"))) == "tunnel"
+
+
+def test_path_out_of_the_mesh_is_bypass_unless_an_egress_policy_concerns_the_source() -> None:
+    restricted = [*shop(), egress({})]
+
+    assert way(World(agent=paths("direct", "bypass")), "wild/stranger:80") == "bypass"
+    assert way(World(agent=paths("direct")), "wild/stranger:80") == "plain"
+    assert way(World(restricted, agent=paths("direct", "bypass")), "wild/stranger:80") == "plain"
+
+
+def test_denied_connection_is_said_to_be_refused_in_the_kernel() -> None:
+    world = World(agent=paths("direct", "bypass"))
+    world.objects.append(authorization_policy("shop/one", {"from": [{"source": {"namespaces": ["other"]}}]}))
+
+    assert way(world).startswith("the kernel of n1 refuses it at connect()")
