@@ -98,7 +98,7 @@ def test_clauses_say_where_they_are_enforced() -> None:
     first, second, third = (one.rules[0].clauses for one in report(known))
 
     path = "spec.rules[0].to[0].operation.paths"
-    assert [(c.text, c.where) for c in first] == [("from namespaces shop", Where.ZTUNNEL), (path, Where.WAYPOINT)]
+    assert [(c.text, c.where) for c in first] == [("from namespaces shop", Where.BOTH), (path, Where.WAYPOINT)]
     assert {c.where for c in second} == {Where.WAYPOINT}
     assert [(c.text, c.where) for c in third] == [("everything", Where.NOTES)]
 
