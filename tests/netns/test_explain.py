@@ -105,7 +105,9 @@ async def test_egress_policy_decides_at_the_source_as_predicted_and_explained(me
     closed = egress_policy("town/out")
     (tmp_path / "closed.yaml").write_text(yaml.safe_dump(closed))
     async with serving(visitor.listen(PORT), echo):
-        await asyncio.to_thread(mesh.apply, egress_policy("town/open", {}))  # ztunnel sees pods that one concerns
+        await asyncio.to_thread(
+            mesh.apply, egress_policy("town/open", {"ipBlocks": ["0.0.0.0/0"]})
+        )  # ztunnel sees whom one concerns
         async with asyncio.timeout(15):
             while not await _is_journalled(mesh, f"{visitor.ip4}:{PORT}"):
                 assert await connects(mesh, "town/client", visitor.ip4, PORT)
