@@ -43,6 +43,11 @@ test-interop: ## against a stock Envoy
 .PHONY: test-k8s
 test-k8s: build ## on a real Kubernetes of two nodes (compiled once, from Go modules; about 15 minutes)
 	@tools/k8s.sh
+	@$(PY) tools/tiers.py k8s k8s-e2e
+
+.PHONY: test-k8s-api
+test-k8s-api: build ## the part of it that needs etcd and kube-apiserver alone
+	@tools/k8s.sh kube-apiserver
 	@$(PY) tools/tiers.py k8s
 
 .PHONY: lint

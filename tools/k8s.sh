@@ -3,6 +3,7 @@
 # What tests/k8s needs: Debian's etcd, container runtime and network tools, and Kubernetes' own programs compiled from Go
 # modules into a cache outside the tree (QANAT_CACHE, default /var/cache/qanat). Quick when all is there. Where something
 # cannot be had it says so in one line and the tests that need it are skipped by name.
+#   tools/k8s.sh [kube-apiserver]   for tests on two nodes, or for those against the API alone
 set -euo pipefail
 cd "$(dirname "$0")/.."
 say() { printf '%s\n' "$*"; }
@@ -33,7 +34,9 @@ fi
 
 go_version=$(go env GOVERSION 2>/dev/null || true)
 programs=(kube-apiserver)
-if [ "$(id -u)" = 0 ] && [ -e /sys/fs/cgroup/unified/cgroup.procs ]; then
+if [ "${1:-}" = kube-apiserver ]; then
+	: # no more is asked for
+elif [ "$(id -u)" = 0 ] && [ -e /sys/fs/cgroup/unified/cgroup.procs ]; then
 	programs+=(kube-controller-manager kube-scheduler kubelet kube-proxy)
 	command -v kubectl >/dev/null || programs+=(kubectl)
 else

@@ -34,6 +34,8 @@ class Tier:
     name: str
     limit_s: int
     options: tuple[str, ...] = ()
+    folder: str = ""
+    """Below tests/, where it is not the tier's name."""
     beside: bool = False
     """Disturbs nobody and cares for nobody's noise: runs while the others do."""
 
@@ -46,9 +48,14 @@ TIERS = {
         Tier("bpf", 240),
         Tier("netns", 900),  # with a load of 10 on two cores, 520 s reached 527 of 567 tests
         Tier("interop", 600),
-        Tier("k8s", 600),
+        Tier("k8s", 600, ("--ignore=tests/k8s/e2e",)),
+        Tier("k8s-e2e", 900, folder="k8s/e2e"),
     )
 }
+
+
+def place(tier: Tier) -> str:
+    return f"tests/{tier.folder or tier.name}"
 
 
 @dataclass(slots=True)
@@ -102,7 +109,7 @@ def start(tier: Tier, *, captured: bool) -> Run:
     for old in (f"{tier.name}.xml", f"{tier.name}.json"):
         (JUNIT / old).unlink(missing_ok=True)
     junit = JUNIT / f"{tier.name}.xml"
-    command = [sys.executable, "-m", "pytest", "-q", f"tests/{tier.name}", f"--junitxml={junit}", *tier.options]
+    command = [sys.executable, "-m", "pytest", "-q", place(tier), f"--junitxml={junit}", *tier.options]
     log = JUNIT / f"{tier.name}.log" if captured else None
     with open(log, "wb") if log else open(os.dup(1), "wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
@@ -171,7 +178,7 @@ def main(names: list[str]) -> int:
         print(f"usage: tiers.py {' '.join(TIERS)}", file=sys.stderr)
         return 2
     JUNIT.mkdir(parents=True, exist_ok=True)
-    tiers = [TIERS[name] for name in names if (ROOT / "tests" / name).is_dir()]
+    tiers = [TIERS[name] for name in names if (ROOT / place(TIERS[name])).is_dir()]
     for name in names:
         if TIERS[name] not in tiers:
             print(f"== {name}: no tests here", flush=True)
