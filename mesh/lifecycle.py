@@ -109,5 +109,5 @@ def set_up_logging(level: str, form: str = "text", stream: TextIO | None = None)
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_Fields(as_json=form == "json"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for chatty in ("watchfiles", "aiohttp.access", "asyncio"):
+    for chatty in ("watchfiles", "aiohttp.access", "asyncio", "httpx2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

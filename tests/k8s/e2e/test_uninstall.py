@@ -31,8 +31,8 @@ def qanat(cluster: Cluster, *arguments: str) -> str:
 
 
 def traces(cluster: Cluster, node: str) -> dict[str, str]:
-    """What could be left on a node; every value is empty when nothing is. (/run/qanat itself is a mount of the pods, which
-    no program in them can remove: an empty directory of a tmpfs.)"""
+    """What could be left on a node; every value is empty when nothing is. (/run/qanat itself is a mount of the pods,
+    which no program in them can remove: an empty directory of a tmpfs.)"""
     script = {
         "pins": "ls -d /sys/fs/bpf/qanat",
         "programs on the cgroup": "bpftool cgroup tree /sys/fs/cgroup/unified | grep -w qn_[a-z0-9_]*",
