@@ -62,14 +62,15 @@ async def talk(mesh: Playground, source: str, port: int = PORT, times: int = 1) 
 
 
 def entries(mesh: Playground, **wanted: object) -> list[dict[str, Any]]:
-    """What `qanat audit` exports of connections that came in."""
+    """What `qanat audit` exports of connections that came in, or that the source's kernel refused."""
     done = qanat(mesh, "audit")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return [
         one
         for one in lines
-        if one.get("direction") == "inbound" and all(one.get(key) == value for key, value in wanted.items())
+        if (one.get("direction") == "inbound" or one.get("path") == "refused")
+        and all(one.get(key) == value for key, value in wanted.items())
     ]
 
 
