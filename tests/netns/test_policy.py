@@ -133,6 +133,7 @@ async def test_change_cuts_open_connections_within_a_second_and_only_those_it_de
     server = mesh.pod("town/server")
     async with serving(server.listen(PORT), echo):
         await settled(mesh, "town/client", PORT, open_=True)
+        await settled(mesh, "town/neighbour", PORT, open_=True)
         with await mesh.pod("town/client").dial(server.ip4, PORT) as cut:
             with await mesh.pod("town/neighbour").dial(server.ip4, PORT) as kept:
                 assert await cut.echo(b"open") == b"open"

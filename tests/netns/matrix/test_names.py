@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections import Counter
 
 import pytest
@@ -39,13 +40,16 @@ async def test_ends_see_what_was_dialled_and_who_dialled(way: Way, form: str, ta
 async def test_service_with_two_endpoints_leads_to_both(way: Way, family: int) -> None:
     found: Counter[bytes] = Counter()
     async with serving(way.listen(), _says(b"a")), serving(way.second.listen(PORT), _says(b"b")):
-        for _ in range(40):
+        end = time.monotonic() + 30
+        while min(found[b"a"], found[b"b"]) < 5:
+            # ztunnel prefers the one with fewer open connections: those of tests before may linger for a while.
+            assert time.monotonic() < end, found
             with await way.dial(way.shared[family], SERVICE_PORT) as conn:
                 assert conn.peer == (way.shared[family], SERVICE_PORT)
                 found[await conn.recv_all()] += 1
+            await asyncio.sleep(0.02)
 
     assert set(found) == {b"a", b"b"}
-    assert min(found.values()) >= 5, found
 
 
 def _says(word: bytes) -> Handler:
