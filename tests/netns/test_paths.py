@@ -18,6 +18,7 @@ from nodeagent.bpf.layouts import pack_pod_address
 from nodeagent.bpf.loader import Map
 from nodeagent.cli.main import main
 from nodeagent.playground.names import BPF_ROOT
+from tests.netns.test_policy import sources
 from tests.support.objects import Object, authorization_policy, encrypted, namespace, peer_authentication, pod, service
 from tests.support.playground import Playground, until
 from tests.support.sockets import Conn, Handler, echo, serving
@@ -61,10 +62,6 @@ async def apply(mesh: Playground, *objects: Object) -> None:
         meta = item["metadata"]
         applied.add((item["kind"], f"{meta['namespace']}/{meta['name']}"))
     await asyncio.to_thread(mesh.apply, *objects)
-
-
-def sources(*accounts: str) -> Object:
-    return {"from": [{"source": {"principals": [f"cluster.local/ns/town/sa/{account}" for account in accounts]}}]}
 
 
 def counter(mesh: Playground, name: str, node: str = "n1") -> int:
