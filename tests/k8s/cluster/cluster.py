@@ -23,7 +23,7 @@ from tests.k8s.cluster import control, machine, node
 from tests.k8s.cluster.control import GATEWAY, Credentials
 from tests.k8s.cluster.machine import NAME, Unfit
 
-HOME = Path("/var/tmp/qanat-k8s")
+HOME = Path("/var/tmp", NAME)
 CONTROL = f"{NAME}-control"
 READY_S = 120.0
 PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")

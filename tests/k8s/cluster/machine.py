@@ -2,6 +2,7 @@
 """What a cluster takes from the machine and gives back: control groups, network namespaces, sysctls, one lock.
 
 Everything has a name of ours (NAME...), so what a crashed run left behind is found and ended by the next one.
+QANAT_K8S_NAME gives a second cluster another name, which must not begin like the first one's.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-NAME = "qanat-k8s"
+NAME = os.environ.get("QANAT_K8S_NAME", "qanat-k8s")
 CGROUPS = Path("/sys/fs/cgroup")
-LOCK = Path("/run/lock/qanat-k8s")
+LOCK = Path("/run/lock", NAME)
 WRITTEN_BY_KUBELET = (
     "vm/overcommit_memory",
     "vm/panic_on_oom",
@@ -111,7 +112,7 @@ def ip(*arguments: str, netns: str = "") -> None:
 
 @contextmanager
 def lock(wait_s: float = 300.0) -> Iterator[None]:
-    """One cluster at a time on a machine: their names are the same. Raises Unfit after `wait_s`."""
+    """One cluster of a name at a time on a machine. Raises Unfit after `wait_s`."""
     end = time.monotonic() + wait_s
     with LOCK.open("w") as file:
         while True:
