@@ -1,29 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
-/* shortcut: bytes of a direct flow go from socket to socket without becoming packets. Opt-in: same-node mode SHORTCUT on
- * both workloads, a kernel that passed the trial (nodeagent/capture/trial.py), and the switch in `settings` on.
+/* shortcut: bytes of a joined flow (join.bpf.c) go from socket to socket without becoming packets. Opt-in: same-node mode
+ * SHORTCUT on both workloads, a kernel that passed the trial (nodeagent/capture/trial.py), and the switch in `settings` on.
  *
- * qn_join
- *   Hook:     sockops, beside qn_flows
- *   Attached: the v2 root; BPF_F_ALLOW_MULTI
- *   Reads:    sockets, settings. Writes: joinable, halves, joins, moved, counters
- *   Returns:  always 1; never touches `reply`
  * qn_shortcut
  *   Hook:     sk_msg, on map `joinable`: each send() of a socket in it
  *   Reads:    joins, halves, settings. Writes: joins, halves, moved, counters
  *   Returns:  SK_PASS: to the peer's receive queue if a redirection was set, else the TCP way
  * qn_inflow
  *   Hook:     sk_skb/stream_verdict, on map `joinable`: what arrives at a socket in it as TCP
- *   Returns:  SK_PASS, always. It is there so that both ways end in one queue: without it a kernel keeps TCP bytes in a
- *             second one that is read later whatever came first, FIONREAD answers 0 for it, and recv() with MSG_WAITALL
- *             can wait on the wrong one
+ *   Reads, writes: arrived, counters
+ *   Returns:  SK_PASS, all but always. It is there so that both ways end in one queue: without it a kernel keeps TCP bytes
+ *             in a second one that is read later whatever came first, FIONREAD answers 0 for it, and recv() with
+ *             MSG_WAITALL can wait on the wrong one
  *
  * Floor:    6.13 (bytes that are moved are charged to the receiver); the trial decides, not the version
- * Cannot decide: plain TCP. With a map full, MPTCP, an unknown or unreadable peer the flow is never moved, or not joined.
+ * Cannot decide: plain TCP. With a map full or an unreadable peer nothing is moved.
  *
  * The redirection as such has neither back-pressure nor order with TCP. The guard (may_move) gives both: a message is
- * moved only while the receiver's queue has room and every byte ever sent as TCP has been read. All other messages are
- * TCP, whose window then stops the sender. A receiver leaves `joinable` by its own close() or next connect() and never
- * before: taking it out would lose what is queued. What no program can mend (splice, MSG_OOB and others): trial.py, LIMITS.
+ * moved only while the receiver's queue has room and every byte ever sent as TCP is in that queue or read. All other
+ * messages are TCP, whose window then stops the sender. What no program can mend (splice, MSG_OOB and others): trial.py, LIMITS.
  *
  * Kernel addresses in `halves` and `joins` are of sockets that may be gone. They are read, never followed to anything that
  * is written; the cookie says whose memory it was; the redirection itself finds the socket by cookie.
@@ -32,12 +27,6 @@
 #include "kernel.h"
 #include "maps.h"
 #include "moved_maps.h"
-#include "tuple.h"
-
-#define SOL_SOCKET 1
-#define SO_RCVBUF 8
-#define IPPROTO_TCP 6
-#define TCP_USER_TIMEOUT 18
 
 /* How much may wait at one receiver: bytes (an application's own SO_RCVBUF halves, if that is less), and messages, each
  * of which takes about 1 KB beside its bytes. A single message may exceed the bytes when it finds the queue empty.
@@ -45,171 +34,8 @@
 QN_SETTING(__u32, cfg_queue, 2097152);
 QN_SETTING(__u32, cfg_messages, 1024);
 
-static __always_inline int is_switched_on(void)
-{
-	__u32 zero = 0;
-	struct qn_settings *s = bpf_map_lookup_elem(&settings, &zero);
-
-	return s && (s->paths & QN_PATHS_SHORTCUT);
-}
-
-/* Fills *h with the socket itself. Returns 0 for one that may not enter the socket map. */
-static __always_inline int read_own_half(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct qn_half *h)
-{
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-
-	if (!tp || tp->is_mptcp)
-		return 0;
-	h->cookie = bpf_get_socket_cookie(ctx);
-	h->at = (__u64)(void *)tp;
-	return h->cookie != 0;
-}
-
-/* Last: from here on the socket's calls take other ways through the kernel. */
-static __always_inline int enter(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct qn_join *j)
-{
-	__u64 cookie = j->cookie;
-
-	bpf_sock_ops_cb_flags_set(ctx, (int)ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
-	if (!bpf_sk_storage_get(&joins, sk, (void *)j, BPF_SK_STORAGE_GET_F_CREATE) ||
-	    bpf_sock_hash_update(ctx, &joinable, &cookie, BPF_ANY)) {
-		qn_count(QN_CNT_SHORTCUT_FULL);
-		return 0;
-	}
-	qn_count(QN_CNT_SHORTCUT_JOINED);
-	return 1;
-}
-
-/* A socket that connects again: what waits in the socket map's queue is of the connection before. */
-static __always_inline void on_connect(struct bpf_sock_ops *ctx)
-{
-	struct bpf_sock *sk = ctx->sk;
-	struct qn_join *j = sk ? bpf_sk_storage_get(&joins, sk, 0, 0) : 0;
-	__u64 cookie;
-
-	if (!j)
-		return;
-	cookie = j->cookie;
-	bpf_map_delete_elem(&joinable, &cookie);
-	bpf_sk_storage_delete(&joins, sk);
-}
-
-static __always_inline void on_client(struct bpf_sock_ops *ctx)
-{
-	struct bpf_sock *sk = ctx->sk;
-	struct qn_half own = {};
-	struct qn_join j = {};
-	struct qn_socket *s;
-
-	if (!sk)
-		return;
-	s = bpf_sk_storage_get(&sockets, sk, 0, 0);
-	if (!s || s->path != QN_PATH_DIRECT || s->same_node != QN_SAME_NODE_SHORTCUT || !s->dst || !is_switched_on())
-		return;
-	if (!read_own_half(ctx, sk, &own))
-		return;
-	qn_read_tuple(ctx, &j.key);
-	j.key.netns = s->dst;
-	if (bpf_map_update_elem(&halves, &j.key, &own, BPF_ANY)) {
-		qn_count(QN_CNT_SHORTCUT_FULL);
-		return;
-	}
-	j.cookie = own.cookie;
-	if (!enter(ctx, sk, &j))
-		bpf_map_delete_elem(&halves, &j.key);
-}
-
-static __always_inline void on_server(struct bpf_sock_ops *ctx)
-{
-	struct bpf_sock *sk = ctx->sk;
-	struct qn_half own = { .is_server = 1 };
-	struct qn_join j = { .is_server = 1 };
-	struct qn_half *client;
-	__u64 none = 0;
-
-	if (!sk)
-		return;
-	qn_read_reversed_tuple(ctx, &j.key);
-	j.key.netns = bpf_get_netns_cookie(ctx);
-	client = bpf_map_lookup_elem(&halves, &j.key);
-	if (!client || client->is_server || !read_own_half(ctx, sk, &own))
-		return;
-	j.cookie = own.cookie;
-	j.peer = client->cookie;
-	j.peer_at = client->at;
-	if (!enter(ctx, sk, &j))
-		return;
-	bpf_map_update_elem(&moved, &j.peer, &none, BPF_ANY);
-	bpf_map_update_elem(&halves, &j.key, &own, BPF_EXIST);
-}
-
-/* The kernel resets a connection that is closed with unread data, but does not see what waits in the socket map's queue. It
- * sends FIN, with the window as closed as the queue made it: a sender that waits for the window would wait for a minute. So
- * the window is opened, and what the sender then sends is answered by a reset.
- */
-static __always_inline void on_closing(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
-{
-	struct tcp_sock *own = bpf_skc_to_tcp_sock(sk);
-	int most = 1 << 30; /* the kernel takes what net.core.rmem_max allows */
-	struct qn_receiver r = {};
-
-	if (!own)
-		return;
-	qn_read_receiver((__u64)(void *)own, &r);
-	if (r.is_closed && r.queued)
-		bpf_setsockopt(ctx, SOL_SOCKET, SO_RCVBUF, &most, sizeof(most));
-}
-
-/* The other side of on_closing, for a queue larger than any window: give up at the next probe. */
-static __always_inline void on_peer_closing(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct qn_join *j)
-{
-	struct tcp_sock *own = bpf_skc_to_tcp_sock(sk);
-	struct qn_receiver r = {};
-	int timeout_ms = 1;
-
-	if (!own || !j->peer)
-		return;
-	qn_read_receiver(j->peer_at, &r);
-	if (r.cookie == j->peer && r.is_closed && r.copied_seq != own->write_seq)
-		bpf_setsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout_ms, sizeof(timeout_ms));
-}
-
-static __always_inline void on_state(struct bpf_sock_ops *ctx, __u32 state)
-{
-	struct bpf_sock *sk = ctx->sk;
-	struct qn_join *j = sk ? bpf_sk_storage_get(&joins, sk, 0, 0) : 0;
-
-	if (!j)
-		return;
-	if (state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_LAST_ACK)
-		on_closing(ctx, sk);
-	else if (state == BPF_TCP_CLOSE_WAIT)
-		on_peer_closing(ctx, sk, j);
-	else if (state == BPF_TCP_CLOSE && !j->peer)
-		bpf_map_delete_elem(&halves, &j->key);
-}
-
-SEC("sockops")
-int qn_join(struct bpf_sock_ops *ctx)
-{
-	switch (ctx->op) {
-	case BPF_SOCK_OPS_TCP_CONNECT_CB:
-		on_connect(ctx);
-		break;
-	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-		on_client(ctx);
-		break;
-	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		on_server(ctx);
-		break;
-	case BPF_SOCK_OPS_STATE_CB:
-		on_state(ctx, ctx->args[1]);
-		break;
-	default:
-		break;
-	}
-	return 1;
-}
+#define QN_CUT 4095U
+#define QN_CUTS_MAX 130 /* together more than a segment can have, 512 KiB */
 
 /* The client does not know the server before its first message. */
 static __always_inline int meet(struct qn_join *j)
@@ -232,7 +58,7 @@ static __always_inline int meet(struct qn_join *j)
  */
 static __always_inline int has_room(struct qn_join *j, const struct qn_receiver *r, __u32 size)
 {
-	__u64 read = j->bytes - r->queued;
+	__u64 read = j->bytes > r->queued ? j->bytes - r->queued : 0;
 
 	if (r->queued && r->queued + size > cfg_queue)
 		return 0;
@@ -248,16 +74,28 @@ static __always_inline int has_room(struct qn_join *j, const struct qn_receiver 
 	return j->messages - j->mark_messages[0] < cfg_messages;
 }
 
-/* The guard. write_seq is behind the last byte sent as TCP, copied_seq behind the last one read: nothing is on its way. */
-static __always_inline int may_move(struct sk_msg_md *msg, struct bpf_sock *sk, struct qn_join *j)
+/* write_seq is behind the last byte sent as TCP, copied_seq behind the last one read. */
+static __always_inline int is_in_order(struct tcp_sock *own, struct qn_join *j, const struct qn_receiver *r)
 {
-	struct tcp_sock *own = bpf_skc_to_tcp_sock(sk);
+	__u32 written = own->write_seq;
+
+	if (j->settled == written)
+		return 1;
+	if (r->copied_seq != written && !qn_is_last_in_queue(j->peer_at, written))
+		return 0;
+	j->settled = written;
+	return 1;
+}
+
+/* The guard. */
+static __always_inline int may_move(struct sk_msg_md *msg, struct tcp_sock *own, struct qn_join *j)
+{
 	struct qn_receiver r = {};
 
-	if (!own || !is_switched_on() || !meet(j))
+	if (!qn_is_shortcut_on() || !meet(j))
 		return 0;
 	qn_read_receiver(j->peer_at, &r);
-	if (r.cookie != j->peer || r.copied_seq != own->write_seq)
+	if (r.cookie != j->peer || !is_in_order(own, j, &r))
 		return 0;
 	return has_room(j, &r, msg->size) && !qn_is_tcp_short_of_memory(j->peer_at) &&
 	       !qn_is_cgroup_short_of_memory(j->peer_at, msg->size);
@@ -277,25 +115,39 @@ static __always_inline void count(struct qn_join *j, __u32 size)
 		*total += size; /* the only writer: the server's socket is locked */
 }
 
+/* The peer has lost a byte: what is sent now would arrive behind the gap. */
+static __always_inline int is_torn(const struct qn_join *j)
+{
+	__u64 peer = j->peer;
+	struct qn_arrived *a = bpf_map_lookup_elem(&arrived, &peer);
+
+	return a && a->is_torn;
+}
+
 SEC("sk_msg")
 int qn_shortcut(struct sk_msg_md *msg)
 {
 	struct bpf_sock *sk = msg->sk;
+	struct tcp_sock *own;
 	struct qn_join *j;
 	__u64 peer;
 
 	if (!sk)
 		return SK_PASS;
 	j = bpf_sk_storage_get(&joins, sk, 0, 0);
-	if (!j)
+	own = bpf_skc_to_tcp_sock(sk);
+	if (!j || !own)
 		return SK_PASS;
-	if (may_move(msg, sk, j)) {
+	if (may_move(msg, own, j)) {
 		peer = j->peer;
 		if (bpf_msg_redirect_hash(msg, &joinable, &peer, BPF_F_INGRESS) == SK_PASS) {
 			count(j, msg->size);
 			return SK_PASS;
 		}
 	}
+	if (is_torn(j))
+		return SK_DROP;
+	j->settled = own->write_seq - 1; /* not so from here on, however much is sent before the next message */
 	if (j->is_moving) {
 		j->is_moving = 0;
 		qn_count(QN_CNT_SHORTCUT_YIELDED);
@@ -303,10 +155,49 @@ int qn_shortcut(struct sk_msg_md *msg)
 	return SK_PASS;
 }
 
+/* Cuts off the first bytes of a segment. A call may take 4095 of them and needs memory. */
+static __always_inline int cut_head(struct __sk_buff *skb, __u32 size)
+{
+	int part;
+
+	for (part = 0; part < QN_CUTS_MAX && size; part++) {
+		__u32 now = size < QN_CUT ? size : QN_CUT;
+
+		if (bpf_skb_adjust_room(skb, -(__s32)now, 0, 0))
+			return 0;
+		size -= now;
+	}
+	return !size;
+}
+
+/* TCP takes a segment that begins with bytes it has already (a repetition, segmented anew) and leaves it to the reader to
+ * step over them, which the queue of a socket map does not: they would be read twice.
+ */
 SEC("sk_skb/stream_verdict")
 int qn_inflow(struct __sk_buff *skb)
 {
-	return SK_PASS;
+	__u64 cookie = bpf_get_socket_cookie(skb);
+	struct qn_arrived *a = bpf_map_lookup_elem(&arrived, &cookie);
+	struct tcp_skb_cb *cb;
+	__u32 end;
+	__s32 known;
+
+	if (!a)
+		return SK_PASS;
+	if (a->is_torn)
+		return SK_DROP;
+	cb = qn_tcp_cb(skb);
+	known = (__s32)(a->next - cb->seq);
+	end = cb->end_seq;
+	a->next = end;
+	if (known <= 0)
+		return SK_PASS;
+	qn_count(QN_CNT_SHORTCUT_OVERLAP);
+	if (cut_head(skb, (__u32)known))
+		return SK_PASS;
+	a->is_torn = 1;
+	qn_count(QN_CNT_SHORTCUT_TORN);
+	return SK_DROP;
 }
 
 char LICENSE[] SEC("license")

@@ -48,8 +48,31 @@ struct sock {
 	} sk_backlog;
 	int sk_rcvbuf;
 	struct mem_cgroup *sk_memcg;
+	void *sk_user_data; /* of a socket in a socket map its struct sk_psock */
 	__u8 sk_userlocks;
 	__u8 sk_shutdown;
+};
+
+struct list_head {
+	struct list_head *next, *prev;
+};
+
+struct sk_psock {
+	struct list_head ingress_msg; /* of struct sk_msg: what the reader gets, in order */
+};
+
+struct sk_msg {
+	struct sk_buff *skb; /* it came as TCP; else it was moved */
+	struct sock *sk;     /* ... by this socket itself */
+	struct list_head list;
+};
+
+struct sk_buff {
+	char cb[48]; /* struct tcp_skb_cb */
+};
+
+struct tcp_skb_cb {
+	__u32 seq, end_seq;
 };
 
 struct tcp_sock {
@@ -59,6 +82,8 @@ struct tcp_sock {
 };
 
 #pragma clang attribute pop
+
+extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym;
 
 /* What the far end of a joined flow says of itself at this moment. */
 struct qn_receiver {
@@ -90,6 +115,38 @@ static __always_inline void qn_read_receiver(__u64 at, struct qn_receiver *r)
 	barrier();
 	/* Last: what was read above belonged to this socket. */
 	r->cookie = (__u64)sk->__sk_common.skc_cookie.counter;
+}
+
+/* The last message in the queue of the socket at `at` came as TCP and ends at `seq`. The message may be freed while it is
+ * looked at, by being read: it had been in the queue then, which is all that is asked.
+ */
+static __always_inline int qn_is_last_in_queue(__u64 at, __u32 seq)
+{
+	struct sock *sk = QN_KERNEL_AT(sock, at);
+	__u64 psock_at = 0, last = 0, skb_at = 0, owner = 0;
+	struct sk_msg *msg;
+
+	bpf_core_read(&psock_at, sizeof(psock_at), &sk->sk_user_data);
+	psock_at &= ~7ULL; /* flags in the low bits */
+	if (!psock_at)
+		return 0;
+	last = (__u64)QN_KERNEL_AT(sk_psock, psock_at)->ingress_msg.prev;
+	if (last == psock_at + bpf_core_field_offset(struct sk_psock, ingress_msg))
+		return 0; /* empty */
+	msg = QN_KERNEL_AT(sk_msg, last - bpf_core_field_offset(struct sk_msg, list));
+	owner = (__u64)msg->sk;
+	skb_at = (__u64)msg->skb;
+	if (owner != at || !skb_at)
+		return 0;
+	return QN_KERNEL_AT(tcp_skb_cb, skb_at + bpf_core_field_offset(struct sk_buff, cb))->end_seq == seq;
+}
+
+/* Of a segment that TCP has queued. */
+static __always_inline struct tcp_skb_cb *qn_tcp_cb(struct __sk_buff *ctx)
+{
+	struct sk_buff *skb = bpf_cast_to_kern_ctx(ctx);
+
+	return QN_KERNEL_AT(tcp_skb_cb, &skb->cb);
 }
 
 /* The memory cgroup that the receiver at `at` is charged to has no room for so many bytes: handing them over could fail,

@@ -17,7 +17,7 @@
 #endif
 
 /* Part of the pin path. Raise it whenever a layout or the meaning of a field changes. */
-#define QN_SCHEMA_VERSION 2
+#define QN_SCHEMA_VERSION 3
 
 #define QN_PORT_OUTBOUND 15001 /* TCP, loopback of the pod: outbound capture */
 #define QN_PORT_INBOUND 15006  /* TCP, loopback of the pod: inbound plaintext capture */
@@ -242,12 +242,13 @@ struct qn_listed {
 	__u64 netns;  /* cookie of its namespace */
 };
 
-/* Maps of the shortcut (shortcut.bpf.c writes them all).
+/* Maps of the shortcut (join.bpf.c and shortcut.bpf.c write them all).
  * `joinable` (sockhash, key = socket cookie): both ends of direct flows of mode SHORTCUT, from establishment to close.
  * `halves` (hash, key qn_flow_key as in `flows`): a flow of which one end does not know the other yet. The client puts
  * itself in, the server replaces it by itself, the client's first message takes that out; else the client's close does.
  * `joins` (socket storage): what one end knows of the other, and what was moved.
  * `moved` (LRU hash, key = the client's socket cookie): bytes moved from the server, for whoever reports the client.
+ * `arrived` (hash, key = socket cookie): up to where a socket of `joinable` has got its peer's TCP bytes.
  */
 #define QN_JOIN_MAX 65536
 #define QN_MOVED_MAX 16384
@@ -267,7 +268,13 @@ struct qn_join {
 	__u64 mark_bytes;       /* `bytes` at the second */
 	__u32 is_moving;        /* the last message was moved */
 	__u32 is_server;
+	__u32 settled; /* write_seq at which every TCP byte before it was known to be in the peer's queue or read */
+	__u32 pad;
 	struct qn_flow_key key;
+};
+struct qn_arrived {
+	__u32 next;    /* sequence number behind the last byte */
+	__u32 is_torn; /* a byte was lost on the way to the reader: nothing more may follow it */
 };
 
 /* Map `counters` (per-CPU array of __u64): outcomes by reason. */
@@ -303,6 +310,8 @@ enum qn_counter {
 	QN_CNT_SHORTCUT_JOINED = 26,  /* shortcut: an end of a flow is in the socket map */
 	QN_CNT_SHORTCUT_FULL = 27,    /* shortcut: a map was full: the flow stays plain TCP */
 	QN_CNT_SHORTCUT_YIELDED = 28, /* shortcut: from moving bytes back to TCP, by the guard or the switch */
+	QN_CNT_SHORTCUT_OVERLAP = 29, /* shortcut: a segment with bytes that had arrived before: those were cut off */
+	QN_CNT_SHORTCUT_TORN = 30,    /* shortcut: no memory to cut them off: the flow ends here */
 	QN_CNT_MAX = 48,
 };
 

@@ -16,7 +16,7 @@ from typing import Final
 
 Address = IPv4Address | IPv6Address
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 POD_MAX: Final = 4096
 POD_ADDRS: Final = 4
 MESH_MAX: Final = 262144
@@ -134,6 +134,8 @@ class Counter(IntEnum):
     SHORTCUT_JOINED = 26
     SHORTCUT_FULL = 27
     SHORTCUT_YIELDED = 28
+    SHORTCUT_OVERLAP = 29
+    SHORTCUT_TORN = 30
     UNTRACKED = 32
     TRAFFIC_FULL = 33
     CLOSING_LOST = 34
@@ -265,7 +267,16 @@ class QnJoin(ctypes.Structure):
         ("mark_bytes", ctypes.c_uint64),
         ("is_moving", ctypes.c_uint32),
         ("is_server", ctypes.c_uint32),
+        ("settled", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
         ("key", QnFlowKey),
+    )
+
+
+class QnArrived(ctypes.Structure):
+    _fields_ = (
+        ("next", ctypes.c_uint32),
+        ("is_torn", ctypes.c_uint32),
     )
 
 
@@ -296,6 +307,7 @@ STRUCTS: Final[dict[str, type[ctypes.Structure]]] = {
     "qn_listed": QnListed,
     "qn_half": QnHalf,
     "qn_join": QnJoin,
+    "qn_arrived": QnArrived,
 }
 
 CONSTANTS: Final[dict[str, int]] = {

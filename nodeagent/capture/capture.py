@@ -150,9 +150,8 @@ class Capture:
                 self._settings.cgroup or mounts.cgroup2_root(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
             )
             try:
-                with Object(shortcut.OBJECT, self.pins.maps) as loaded:
-                    shortcut.judge_messages(loaded)
-                    _ensure_cgroup_link(path, loaded.prog_fd("qn_join"), cgroup_fd, loader.CGROUP_SOCK_OPS)
+                with shortcut.loaded(self.pins.maps) as join_fd:
+                    _ensure_cgroup_link(path, join_fd, cgroup_fd, loader.CGROUP_SOCK_OPS)
             except BpfError as error:
                 self.shortcut = trial.Trial(False, str(error))
             finally:

@@ -47,9 +47,9 @@ class Joined:
     def __enter__(self) -> Self:
         self._undo = ExitStack()
         try:
-            self._netns = netns.make_private()
-            self._undo.callback(os.close, self._netns)
-            self.cookie = netns.netns_cookie(self._netns)
+            self.netns = netns.make_private()
+            self._undo.callback(os.close, self.netns)
+            self.cookie = netns.netns_cookie(self.netns)
             pins = mounts.BPFFS / f"qanat-joined-{os.getpid()}-{next(_serial)}"
             pins.mkdir(mode=0o700)
             try:
@@ -71,7 +71,7 @@ class Joined:
         self.maps["settings"].update(_FIRST, bytes(QnSettings(paths=paths)))
 
     def open(self, family: int = socket.AF_INET) -> socket.socket:
-        made = netns.inside(self._netns, lambda: socket.socket(family, socket.SOCK_STREAM))
+        made = netns.inside(self.netns, lambda: socket.socket(family, socket.SOCK_STREAM))
         made.settimeout(PATIENCE_S)
         return made
 

@@ -96,7 +96,8 @@ def exchange(
             _turn(poller, by_fd, time.monotonic() >= stop)
     for client, server in ends:
         for sender, reader in ((client, server), (server, client)):
-            assert (reader.got, reader.got_sum) == (sender.sent, sender.sent_sum), f"{sender.name}: altered"
+            assert reader.got == sender.sent, f"{sender.name}: {reader.got} of {sender.sent} bytes arrived"
+            assert reader.got_sum == sender.sent_sum, f"{sender.name}: altered"
     return sum(end.got for end in by_fd.values())
 
 

@@ -18,7 +18,7 @@ from nodeagent.capture.mounts import BPFFS
 from tests.bpf import test_inbound, test_outbound
 from tests.bpf.world import Captured, World, eventually
 
-CORE_ONLY = {"listing", "live", "shortcut"}
+CORE_ONLY = {"listing", "live", "join", "shortcut"}
 """Read the kernel's own structures, which only libbpf relocates; without `listing` no connection goes direct."""
 SOURCES = sorted({path.name.removesuffix(".bpf.c") for path in bcc_object.SOURCES.glob("*.bpf.c")} - CORE_ONLY)
 

@@ -143,17 +143,39 @@ def _disconnect(sock: socket.socket) -> None:
 # --- the guard and the switch
 
 
-def test_unread_tcp_bytes_keep_the_flow_on_tcp(rig: Joined, pair: Pair) -> None:
+def test_moved_bytes_follow_unread_tcp_bytes_in_one_queue(rig: Joined, pair: Pair) -> None:
     rig.switch(on=False)
     pair.client.sendall(b"by TCP,")
+    eventually(lambda: unread(pair.server) == 7, "the bytes have arrived")
     rig.switch(on=True)
-    pair.client.sendall(b" so by TCP")
+    pair.client.sendall(b" then moved,")
+    rig.switch(on=False)
+    pair.client.sendall(b" then TCP")
 
-    assert rig.moved(pair.client) == 0
-    assert read(pair.server, 17) == b"by TCP, so by TCP"
-    pair.client.sendall(b"moved")
-    assert pair.server.recv(10) == b"moved"
-    assert rig.moved(pair.client) == 5
+    assert rig.moved(pair.client) == 12
+    assert read(pair.server, 28) == b"by TCP, then moved, then TCP"
+
+
+def test_tcp_bytes_outside_the_queue_keep_the_flow_on_tcp(rig: Joined) -> None:
+    """Those of a connection that is not accepted yet: the kernel queues them where it queues TCP."""
+    with rig.open() as listener, rig.open() as client:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        rig.mark(client)
+        client.connect(listener.getsockname())
+        rig.switch(on=False)
+        client.sendall(b"by TCP,")
+        rig.switch(on=True)
+        client.sendall(b" so by TCP")
+        assert rig.moved(client) == 0
+
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(3)
+            assert read(server, 17) == b"by TCP, so by TCP"
+            client.sendall(b"moved")
+            assert read(server, 5) == b"moved"
+            assert rig.moved(client) == 5
 
 
 def test_switch_stops_moving_at_once_and_keeps_the_flow(rig: Joined, pair: Pair) -> None:
