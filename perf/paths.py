@@ -158,18 +158,18 @@ def program_costs(lanes: Lanes) -> dict[str, dict[str, float]]:
 
 
 def memory(lanes: Lanes) -> dict[str, float]:
-    """Bytes: of a verdict as the kernel accounts it; of what a live flow keeps in socket storage, both ends, without
-    the kernel's own header of each."""
+    """Bytes: of a verdict as the kernel accounts it; of what a live flow keeps, both ends, without the
+    kernel's own header of each."""
     verdicts = lanes.capture.map("verdicts")
     before = fdinfo(verdicts.fd)["memlock"]
     for port in range(20_000, 20_000 + VERDICTS):
         lanes.allow(port, SameNode.DIRECT)
     a_verdict = (fdinfo(verdicts.fd)["memlock"] - before) / VERDICTS
-    sizes = {name: ctypes.sizeof(STRUCTS[name]) for name in ("qn_socket", "qn_join")}
+    sizes = {name: ctypes.sizeof(STRUCTS[name]) for name in ("qn_socket", "qn_join", "qn_arrived")}
     return {
         "bytes_per_verdict": round(a_verdict, 1),
         "bytes_per_direct_flow": 2 * sizes["qn_socket"],
-        "bytes_per_shortcut_flow": 2 * (sizes["qn_socket"] + sizes["qn_join"]),
+        "bytes_per_shortcut_flow": 2 * sum(sizes.values()),
     }
 
 

@@ -16,6 +16,10 @@
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+struct timespec64 {
+	__s64 tv_sec; /* any structure that begins with 64 bits: qn_word_at */
+};
+
 struct proto {
 	unsigned long *memory_pressure;
 };
@@ -101,6 +105,14 @@ struct qn_receiver {
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym;
 #define QN_KERNEL_AT(type, at) ((struct type *)bpf_rdonly_cast((void *)(at), bpf_core_type_id_kernel(struct type)))
 
+/* 64 bits as a number, where a field's own type would make them a pointer. */
+static __always_inline __u64 qn_word_at(__u64 at)
+{
+	return (__u64)QN_KERNEL_AT(timespec64, at)->tv_sec;
+}
+
+#define QN_POINTER_AT(type, at, field) (qn_word_at((at) + bpf_core_field_offset(struct type, field)))
+
 /* at: address of a struct tcp_sock, perhaps of a socket that is gone: *r is garbage then, which the cookie shows. */
 static __always_inline void qn_read_receiver(__u64 at, struct qn_receiver *r)
 {
@@ -122,23 +134,19 @@ static __always_inline void qn_read_receiver(__u64 at, struct qn_receiver *r)
  */
 static __always_inline int qn_is_last_in_queue(__u64 at, __u32 seq)
 {
-	struct sock *sk = QN_KERNEL_AT(sock, at);
-	__u64 psock_at = 0, last = 0, skb_at = 0, owner = 0;
-	struct sk_msg *msg;
+	__u64 psock, last, msg, skb;
 
-	bpf_core_read(&psock_at, sizeof(psock_at), &sk->sk_user_data);
-	psock_at &= ~7ULL; /* flags in the low bits */
-	if (!psock_at)
+	psock = QN_POINTER_AT(sock, at, sk_user_data) & ~7ULL; /* flags in the low bits */
+	if (!psock)
 		return 0;
-	last = (__u64)QN_KERNEL_AT(sk_psock, psock_at)->ingress_msg.prev;
-	if (last == psock_at + bpf_core_field_offset(struct sk_psock, ingress_msg))
+	last = QN_POINTER_AT(sk_psock, psock, ingress_msg.prev);
+	if (last == psock + bpf_core_field_offset(struct sk_psock, ingress_msg))
 		return 0; /* empty */
-	msg = QN_KERNEL_AT(sk_msg, last - bpf_core_field_offset(struct sk_msg, list));
-	owner = (__u64)msg->sk;
-	skb_at = (__u64)msg->skb;
-	if (owner != at || !skb_at)
+	msg = last - bpf_core_field_offset(struct sk_msg, list);
+	skb = QN_POINTER_AT(sk_msg, msg, skb);
+	if (QN_POINTER_AT(sk_msg, msg, sk) != at || !skb)
 		return 0;
-	return QN_KERNEL_AT(tcp_skb_cb, skb_at + bpf_core_field_offset(struct sk_buff, cb))->end_seq == seq;
+	return QN_KERNEL_AT(tcp_skb_cb, skb + bpf_core_field_offset(struct sk_buff, cb))->end_seq == seq;
 }
 
 /* Of a segment that TCP has queued. */
@@ -154,14 +162,14 @@ static __always_inline struct tcp_skb_cb *qn_tcp_cb(struct __sk_buff *ctx)
  */
 static __always_inline int qn_is_cgroup_short_of_memory(__u64 at, __u32 bytes)
 {
-	struct sock *sk = QN_KERNEL_AT(sock, at);
-	__u64 pages = (bytes >> 12) + QN_SPARE_PAGES, group = 0;
+	__u64 pages = (bytes >> 12) + QN_SPARE_PAGES, group;
 	struct mem_cgroup *memcg;
 
-	if (!bpf_core_field_exists(sk->sk_memcg) || !sk->sk_memcg)
+	if (!bpf_core_field_exists(struct sock, sk_memcg))
 		return 0;
-	bpf_core_read(&group, sizeof(group), &sk->sk_memcg);
-	group &= ~7ULL; /* flags in the low bits */
+	group = QN_POINTER_AT(sock, at, sk_memcg) & ~7ULL; /* flags in the low bits */
+	if (!group)
+		return 0;
 	memcg = QN_KERNEL_AT(mem_cgroup, group);
 	if (bpf_core_field_exists(memcg->tcpmem) &&
 	    (__u64)memcg->tcpmem.usage.counter + pages > (__u64)memcg->tcpmem.max)
@@ -172,11 +180,9 @@ static __always_inline int qn_is_cgroup_short_of_memory(__u64 at, __u32 bytes)
 /* TCP as a whole is short of memory: handing a message over could fail, which send() would report. */
 static __always_inline int qn_is_tcp_short_of_memory(__u64 at)
 {
-	struct sock *sk = QN_KERNEL_AT(sock, at);
-	unsigned long value = 0;
+	__u64 proto = QN_POINTER_AT(sock, at, __sk_common.skc_prot);
 
-	bpf_probe_read_kernel(&value, sizeof(value), sk->__sk_common.skc_prot->memory_pressure);
-	return value != 0;
+	return qn_word_at(QN_POINTER_AT(proto, proto, memory_pressure)) != 0;
 }
 
 #endif
