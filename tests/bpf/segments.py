@@ -52,7 +52,7 @@ def _sequence_numbers(sock: socket.socket) -> tuple[int, int]:
 def _checksum(data: bytes) -> int:
     """RFC 1071."""
     padded = data + bytes(len(data) % 2)
-    total = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
+    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

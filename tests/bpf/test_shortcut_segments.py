@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shortcut and what TCP repeats: a segment may begin with bytes that have arrived, as when a sender repeats with another
-segmentation. TCP's readers step over them; those of a socket map get them twice, unless qn_inflow cuts them off."""
+"""The shortcut and what TCP repeats: a segment may begin with bytes that have arrived, as when a sender repeats with
+another segmentation. TCP's readers step over them; those of a socket map get them twice, unless qn_inflow
+cuts them off."""
 
 from __future__ import annotations
 
