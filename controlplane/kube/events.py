@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from controlplane.kube.places import kind_of, path_of, resource_of
 from mesh.kube.parse import MESH_LABEL
 from mesh.model.snapshot import MeshSnapshot
 from mesh.sources import SourceUpdate
 from mesh.sources.kubernetes.api import Api, ApiError, Conflict, NotServed, Raw
-from mesh.sources.kubernetes.source import RESOURCES
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,6 @@ AGAIN_S = 1800.0
 """The API forgets events after an hour; what still stands is said again."""
 NOTE = 1024
 """Characters that the API takes."""
-_PATHS = {one.kind: one for one in RESOURCES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ class Reporter:
         self._wake = asyncio.Event()
 
     def put(self, update: SourceUpdate) -> None:
-        errors = [one for one in update.errors if _is_known(one.object)]
+        errors = [one for one in update.errors if kind_of(one.object)]
         matters = [
             Matter(one.object, "InvalidObject", f"{one.path}: {one.message}" if one.path else one.message, True)
             for one in errors
@@ -114,11 +113,9 @@ class Reporter:
         return next((one for one, said in self._stand.items() if said < due and (one.warning or said < 0)), None)
 
     async def _say(self, matter: Matter) -> None:
-        kind, _, where = matter.object.partition(" ")
-        namespace, _, name = where.rpartition("/")
-        resource = _PATHS[kind]
-        prefix, _, plural = resource.path.rpartition("/")
-        found = await self._api.get(f"{prefix}/{f'namespaces/{namespace}/' if namespace else ''}{plural}/{name}")
+        namespace, _, name = matter.object.partition(" ")[2].rpartition("/")
+        resource = resource_of(matter.object)
+        found = await self._api.get(path_of(matter.object))
         place = namespace or "default"  # where events of objects without a namespace belong
         events = f"apis/events.k8s.io/v1/namespaces/{place}/events"
         own_name = f"{name[:200]}.{matter.digest}"
@@ -159,10 +156,6 @@ def _enrolled(snapshot: MeshSnapshot) -> frozenset[str]:
         for name, namespace in snapshot.namespaces.items()
         if name in captured or namespace.labels.get(MESH_LABEL) == "enabled"
     )
-
-
-def _is_known(object_: str) -> bool:
-    return object_.partition(" ")[0] in _PATHS
 
 
 def _now() -> str:

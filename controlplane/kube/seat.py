@@ -17,6 +17,7 @@ from controlplane.config import Config
 from controlplane.kube.events import Reporter
 from controlplane.kube.leader import Leadership
 from controlplane.kube.notices import Notices
+from controlplane.kube.statuses import Statuses
 from controlplane.kube.tokens import TokenReviews
 from controlplane.kube.vault import SecretVault, VaultError
 from mesh.lifecycle import Shutdown, supervise, until_any
@@ -39,6 +40,7 @@ class Seat:
         self._vault = SecretVault(api, config.namespace, SECRET, config.authority_dir)
         self._notices = Notices(api, config.namespace, self._roots)
         self._reporter = Reporter(api, config.replica)
+        self._statuses = Statuses(api)
         self._config = config
         self._bundle: Callable[[], str] | None = None
         self.serving = asyncio.Event()
@@ -80,6 +82,7 @@ class Seat:
     def report(self, update: SourceUpdate) -> None:
         """What is wrong with which object, said at the object; and which namespaces are in the mesh."""
         self._reporter.put(update)
+        self._statuses.put(update)
 
     async def hold(self, shutdown: Shutdown) -> None:
         """Renews the lease, saves the keys and keeps the cluster told until cancelled. Whoever lost the lease, or finds
@@ -89,6 +92,7 @@ class Seat:
             self._keep_saved,
             self._keep_told,
             self._keep_reporting,
+            self._keep_statuses,
         )
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(part()) for part in parts]
@@ -136,6 +140,9 @@ class Seat:
 
     async def _keep_reporting(self) -> None:
         await supervise("events", self._reporter.run)
+
+    async def _keep_statuses(self) -> None:
+        await supervise("statuses", self._statuses.run)
 
     async def leave(self) -> None:
         self._config.up_file.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,13 @@ from mesh.kube.settings import TranslateSettings
 from mesh.sources.kubernetes import KubernetesSource
 from mesh.sources.kubernetes.api import Api, ApiError, Forbidden, NotServed
 from nodeagent.cli.cluster import objects
+from tests.k8s.api.accounts import as_account
 from tests.k8s.apiserver import ApiServerProcess
 from tests.k8s.following import following
 
 Raw = dict[str, Any]
 ROOT = Path(__file__).parents[3]
 NS = objects.NAMESPACE
-
-
-@pytest.fixture
-async def applied(admin: Api) -> list[Raw]:
-    """All of the manifests, by server-side apply."""
-    return [await admin.apply(objects.path_of(one), one, manager="qanat") for one in objects.load()]
 
 
 def test_manifests_are_what_the_chart_renders(tmp_path: Path) -> None:
@@ -52,20 +46,6 @@ async def test_manifests_applied_twice_change_nothing(admin: Api, applied: list[
         return {objects.title(one): one["metadata"][names.get(one["kind"], "resourceVersion")] for one in found}
 
     assert versions(again) == versions(applied)
-
-
-async def as_account(server: ApiServerProcess, admin: Api, name: str) -> tuple[Api, Path]:
-    path = f"api/v1/namespaces/{NS}/serviceaccounts/{name}/token"
-    answer = await admin.send("POST", path, {"kind": "TokenRequest", "spec": {"expirationSeconds": 600}})
-    kubeconfig = server.write_kubeconfig(name, {"token": answer["status"]["token"]})
-    return Api.connect(kubeconfig), kubeconfig
-
-
-@pytest.fixture
-async def controlplane(api_server: ApiServerProcess, admin: Api, applied: list[Raw]) -> AsyncIterator[Api]:
-    api, _ = await as_account(api_server, admin, "qanat-controlplane")
-    yield api
-    await api.close()
 
 
 @pytest.mark.parametrize("account", ["qanat-nodeagent", "qanat-ztunnel", "qanat-controlplane"])
