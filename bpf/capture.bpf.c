@@ -78,6 +78,7 @@ static __always_inline int keep(struct bpf_sock_addr *ctx, struct qn_socket *kno
 		.path = path,
 		.same_node = c->same_node,
 		.draw = c->draw,
+		.marks = known ? known->marks & QN_MARK_JOINED : 0,
 		.rule = c->rule,
 		.epoch = c->epoch,
 		.src = c->src,
@@ -129,7 +130,11 @@ static __always_inline enum qn_path judge(struct bpf_sock_addr *ctx, struct qn_c
 	path = qn_choose(pod, c);
 	if (path == QN_PATH_REFUSED)
 		return path;
-	if (!keep(ctx, known, path, c) && path != QN_PATH_BYPASS) {
+	if (!keep(ctx, known, path, c)) {
+		if (path == QN_PATH_BYPASS) {
+			qn_count(QN_CNT_UNTRACKED);
+			return path;
+		}
 		qn_count(QN_CNT_REFUSED_STORAGE);
 		return QN_PATH_REFUSED;
 	}

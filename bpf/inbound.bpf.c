@@ -102,12 +102,12 @@ int qn_inbound(struct bpf_sk_lookup *ctx)
 		qn_count(QN_CNT_IN_PASS_HBONE);
 		return SK_PASS;
 	}
-	if (is_from_node(&k)) {
-		qn_count(QN_CNT_IN_PASS_HOST);
-		return SK_PASS;
-	}
 	if (is_announced(&k, netns)) {
 		qn_count(QN_CNT_IN_PASS_DIRECT);
+		return SK_PASS;
+	}
+	if (is_from_node(&k)) {
+		qn_count(QN_CNT_IN_PASS_HOST);
 		return SK_PASS;
 	}
 	/* Our own listeners are on loopback and for loopback: a direct dial would reach ztunnel with a wrong story. */

@@ -1,50 +1,26 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
 /* live: open connections that meet no proxy, with what they have moved so far.
  *
- * Hook:     iter/bpf_sk_storage_map over map `tracked`; not pinned, run when read
- * Reads:    tracked, joins, moved. Writes: nothing but its output, struct qn_live one after the other
+ * Hook:     iter/bpf_sk_storage_map over map `sockets`; not pinned, run when read
+ * Reads:    sockets, joins, moved. Writes: nothing but its output, struct qn_live one after the other
  * Returns:  0
  * Floor:    5.11 (bpf_skc_to_tcp_sock in iterators), with BTF
  * Cannot decide: a record that does not fit the reader's buffer is written in the next read
  *
  * Asking when somebody looks costs connections nothing while nobody does.
  */
-#include "addr.h"
+#include "iterated.h"
+#include "maps.h"
 #include "moved_maps.h"
-#include "traffic_maps.h"
+#include "traffic.h"
 
-#define CORE __attribute__((preserve_access_index))
 #define FIN_WAIT2 5
-
-/* The little of the kernel's structures that is read, relocated at load. */
-struct seq_file;
-struct bpf_iter_meta {
-	struct seq_file *seq;
-} CORE;
-
-struct sock_common {
-	volatile unsigned char skc_state;
-	struct {
-		long long counter;
-	} skc_cookie;
-} CORE;
-
-struct sock {
-	struct sock_common __sk_common;
-} CORE;
 
 struct tcp_sock {
 	__u64 bytes_acked;
 	__u64 bytes_received;
 	__u32 srtt_us;
 	__u32 total_retrans;
-} CORE;
-
-struct bpf_iter__bpf_sk_storage_map {
-	struct bpf_iter_meta *meta;
-	void *map;
-	struct sock *sk;
-	void *value;
 } CORE;
 
 /* What the shortcut moved was no TCP. */
@@ -64,25 +40,32 @@ static __always_inline void count_moved(struct sock *sk, struct qn_live *out)
 SEC("iter/bpf_sk_storage_map")
 int qn_live(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
-	struct qn_track *t = ctx->value;
+	struct qn_socket *s = ctx->value;
 	struct sock *sk = ctx->sk;
 	struct qn_live out = {};
 	struct tcp_sock *tcp;
 
-	if (!sk || !t)
+	if (!sk || !s || !s->start_ns)
 		return 0;
 	tcp = bpf_skc_to_tcp_sock(sk);
 	if (!tcp)
 		return 0;
-	out.track = *t;
-	out.socket = (__u64)sk->__sk_common.skc_cookie.counter;
+	qn_iterated_addrs(sk, &out.track.local, &out.track.remote);
+	out.track.dialled = s->addr.family ? s->addr : out.track.remote;
+	out.track.start_ns = s->start_ns;
+	out.track.established_ns = s->established_ns;
+	out.track.src = s->src;
+	out.track.dst = s->dst;
+	out.track.rule = s->rule;
+	out.track.path = s->path;
+	out.socket = qn_iterated_cookie(sk);
 	out.bytes_sent = tcp->bytes_acked;
 	out.bytes_received = tcp->bytes_received;
-	/* As in stats: SYN and FIN are no bytes of the application's. */
+	/* As in tracking.h: SYN and FIN are no bytes of the application's. */
 	out.bytes_sent -= out.bytes_sent > 0;
 	if (sk->__sk_common.skc_state == FIN_WAIT2)
 		out.bytes_sent -= out.bytes_sent > 0;
-	if (t->is_fin_in)
+	if (s->marks & QN_MARK_FIN_IN)
 		out.bytes_received -= out.bytes_received > 0;
 	count_moved(sk, &out);
 	out.srtt_us = tcp->srtt_us >> 3;

@@ -13,8 +13,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +27,7 @@ from nodeagent.capture.mounts import BPFFS
 from perf import report, scenarios
 from perf.lanes import CLIENT_CPU, ECHO_FAR, ECHO_NEAR, SERVER_CPU, Lane, Lanes
 from perf.report import Budget, Figures
+from perf.run_time import fdinfo, run_statistics, spent
 from perf.scenarios import ECHO, LOAD, SINK
 from perf.topology import PerfError, interruptible
 
@@ -94,42 +94,6 @@ def measure(lanes: Lanes, rounds: int, console: Console) -> Raw:
 # --- what a connect() and an entry cost
 
 
-@contextmanager
-def run_statistics() -> Iterator[None]:
-    """The kernel counts the runs and time of BPF programs, of everybody's, while this lasts."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    attr = (ctypes.c_uint8 * 128)()  # type 0: BPF_STATS_RUN_TIME
-    fd = libc.syscall(_BPF, _ENABLE_STATS, ctypes.byref(attr), len(attr))
-    if fd < 0:
-        raise PerfError(f"cannot switch BPF statistics on: {os.strerror(ctypes.get_errno())}")
-    try:
-        yield
-    finally:
-        os.close(fd)
-
-
-_BPF, _GET_PROGRAM, _ENABLE_STATS = 321 if os.uname().machine == "x86_64" else 280, 13, 32
-
-
-def fdinfo(fd: int) -> dict[str, int]:
-    rows = (line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
-    return {name: int(value) for name, value in rows if value.strip().isdigit()}
-
-
-def spent(program_id: int) -> tuple[int, int]:
-    """(nanoseconds, runs) of a program so far."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    attr = (ctypes.c_uint32 * 32)(program_id)
-    fd = libc.syscall(_BPF, _GET_PROGRAM, ctypes.byref(attr), ctypes.sizeof(attr))
-    if fd < 0:
-        raise PerfError(f"program {program_id}: {os.strerror(ctypes.get_errno())}")
-    try:
-        found = fdinfo(fd)
-        return found["run_time_ns"], found["run_cnt"]
-    finally:
-        os.close(fd)
-
-
 def programs(lanes: Lanes) -> dict[str, int]:
     """Name of the pin -> program id."""
     found: dict[str, int] = {}
@@ -139,9 +103,10 @@ def programs(lanes: Lanes) -> dict[str, int]:
     return found
 
 
-def program_costs(lanes: Lanes) -> dict[str, dict[str, float]]:
-    """Lane -> program -> microseconds a run, while connections are opened and closed."""
-    found: dict[str, dict[str, float]] = {}
+def program_costs(lanes: Lanes) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """Lane -> program -> microseconds: of one run, and of all runs in the life of a connection (one for connect4)."""
+    a_run: dict[str, dict[str, float]] = {}
+    a_connection: dict[str, dict[str, float]] = {}
     ids = programs(lanes)
     with run_statistics():
         for lane in lanes.lanes:
@@ -149,12 +114,12 @@ def program_costs(lanes: Lanes) -> dict[str, dict[str, float]]:
                 continue
             before = {name: spent(number) for name, number in ids.items()}
             load(lanes, lane, "rate", ECHO, RATE_CONNS, 1)
-            found[lane.name] = {}
-            for name, number in ids.items():
-                (t0, n0), (t1, n1) = before[name], spent(number)
-                if n1 > n0:
-                    found[lane.name][name] = round((t1 - t0) / (n1 - n0) / 1000, 3)
-    return found
+            used = {name: spent(number).since(before[name]) for name, number in ids.items()}
+            used = {name: one for name, one in used.items() if one.runs}
+            a_run[lane.name] = {name: round(one.ns / one.runs / 1000, 3) for name, one in used.items()}
+            connections = used["connect4"].runs
+            a_connection[lane.name] = {name: round(one.ns / connections / 1000, 3) for name, one in used.items()}
+    return a_run, a_connection
 
 
 def memory(lanes: Lanes) -> dict[str, float]:
@@ -230,7 +195,7 @@ def main(arguments: list[str]) -> int:
         scenarios.build_load()
         with interruptible(), Lanes() as lanes:
             raw = measure(lanes, options.rounds, console)
-            costs, entries = program_costs(lanes), memory(lanes)
+            (costs, in_all), entries = program_costs(lanes), memory(lanes)
     except PerfError as error:
         console.print(f"perf-paths: {error}", style="red", markup=False)
         return 2
@@ -241,11 +206,14 @@ def main(arguments: list[str]) -> int:
     found = ratios(medians)
     lookup_us = costs["direct"]["connect4"]
     show(console, medians, found)
+    for lane, programs_us in in_all.items():
+        parts = ", ".join(f"{name.partition('-')[0]} {spent_us:.2f}" for name, spent_us in programs_us.items())
+        console.print(f"programs in the life of a connection, {lane}: {sum(programs_us.values()):.2f} us ({parts})")
     console.print(f"connect program: {lookup_us:.2f} us (target <= {LOOKUP_BUDGET_US:g}); {entries}")
     result = {
         "ratios": found,
         "connect_lookup_us": lookup_us,
-        "raw": {"medians": medians, "rounds": raw, "programs_us": costs, "memory": entries},
+        "raw": {"medians": medians, "rounds": raw, "programs_us": costs, "connection_us": in_all, "memory": entries},
         "machine": machine,
         "shortcut_limits": list(trial.of_this_kernel().limits),
     }

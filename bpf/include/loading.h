@@ -47,6 +47,7 @@
 #define QN_BCC_LRU_HASH "lru_hash"
 #define QN_BCC_PERCPU_ARRAY "percpu_array"
 #define QN_BCC_PERCPU_HASH "percpu_hash"
+#define QN_BCC_PROG_ARRAY "prog"
 #define QN_BCC_RINGBUF "ringbuf"
 #define QN_BCC_SK_STORAGE "sk_storage"
 #define QN_BCC_SOCKHASH "sockhash"

@@ -17,7 +17,7 @@
 #endif
 
 /* Part of the pin path. Raise it whenever a layout or the meaning of a field changes. */
-#define QN_SCHEMA_VERSION 3
+#define QN_SCHEMA_VERSION 4
 
 #define QN_PORT_OUTBOUND 15001 /* TCP, loopback of the pod: outbound capture */
 #define QN_PORT_INBOUND 15006  /* TCP, loopback of the pod: inbound plaintext capture */
@@ -58,7 +58,8 @@ enum qn_draw {
 
 /* Map `sockets` (BPF_MAP_TYPE_SK_STORAGE): what we know of one socket.
  * Writers: capture (role CLIENT, and NONE with path BYPASS), user space (role ZTUNNEL, through the map and the
- * socket's descriptor, before connect), flows (roles CAPTURED and SERVER, on accepted sockets).
+ * socket's descriptor, before connect), flows (roles CAPTURED and SERVER, on accepted sockets; marks and what is tracked).
+ * It goes with its socket: live connections need no bound and no map of their own.
  */
 enum qn_role {
 	QN_ROLE_NONE = 0,
@@ -69,17 +70,27 @@ enum qn_role {
 			       * direct from a pod: path DIRECT and no addr, the kernel's own answer is right */
 };
 
+enum qn_marks {
+	QN_MARK_FIN_IN = 1, /* tracked: the peer has ended its direction */
+	QN_MARK_OTHER = 2,  /* tracked: counted in `traffic_other` */
+	QN_MARK_JOINED = 4, /* qn_join of join.bpf.c has seen it: it hears of its end, and of its next connect() */
+};
+
 struct qn_socket {
 	__u32 role;     /* enum qn_role */
 	__u8 path;      /* enum qn_path */
 	__u8 same_node; /* enum qn_same_node, path DIRECT only */
 	__u8 draw;      /* enum qn_draw, path TUNNEL only */
-	__u8 pad;
-	__u32 rule;  /* number of the rule that decided (the agent keeps the names); 0 = none */
-	__u32 epoch; /* of the verdict; path DIRECT only */
+	__u8 marks;     /* enum qn_marks */
+	__u32 rule;     /* number of the rule that decided (the agent keeps the names); 0 = none */
+	__u32 epoch;    /* of the verdict; path DIRECT only */
 	struct qn_addr addr;
 	__u64 src; /* cookie of the client's namespace; 0 = not known */
 	__u64 dst; /* cookie of the server's namespace; 0 = not a captured pod of this node */
+	/* Of a client's socket on path DIRECT or BYPASS from its SYN to its end: what tracking.h counts. */
+	__u64 start_ns;       /* CLOCK_MONOTONIC of the SYN; 0 = not tracked */
+	__u64 established_ns; /* 0 = not answered */
+	__u64 half_received;  /* bytes_received when our FIN was acknowledged */
 };
 
 /* Map `pods` (hash): captured pods by network namespace cookie. Writer: nodeagent. */
@@ -304,9 +315,9 @@ enum qn_counter {
 	QN_CNT_EVENT_LOST = 22,       /* capture, flows: the ring is full */
 	QN_CNT_IN_PASS_DIRECT = 23,   /* inbound: a direct flow its source has announced */
 	QN_CNT_DIRECT_STRAYED = 24,   /* flows: a direct connection that was answered by somebody else */
-	QN_CNT_UNTRACKED = 32,        /* stats: no storage: a connection goes uncounted */
-	QN_CNT_TRAFFIC_FULL = 33,     /* stats: `traffic` is full: counted in `traffic_other` */
-	QN_CNT_CLOSING_LOST = 34,     /* stats: the ring is full: no record of a connection's end */
+	QN_CNT_UNTRACKED = 32,        /* capture: no storage: a bypassed connection goes uncounted */
+	QN_CNT_TRAFFIC_FULL = 33,     /* flows: `traffic` is full: counted in `traffic_other` */
+	QN_CNT_CLOSING_LOST = 34,     /* flows: the ring is full: no record of a connection's end */
 	QN_CNT_SHORTCUT_JOINED = 26,  /* shortcut: an end of a flow is in the socket map */
 	QN_CNT_SHORTCUT_FULL = 27,    /* shortcut: a map was full: the flow stays plain TCP */
 	QN_CNT_SHORTCUT_YIELDED = 28, /* shortcut: from moving bytes back to TCP, by the guard or the switch */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
-/* Layouts of the kernel paths' telemetry (stats.bpf.c). Rules as in qanat.h.
+/* Layouts of the kernel paths' telemetry (tracking.h, part of flows.bpf.c). Rules as in qanat.h.
  *
  * Connections are reported from their client's end, which is always on this node; direct ones have no other witness.
  */
@@ -8,20 +8,15 @@
 
 #include "qanat.h"
 
-/* Map `tracked` (BPF_MAP_TYPE_SK_STORAGE): a client's socket on path DIRECT or BYPASS. Goes with its socket, so live
- * connections need no bound and no map of their own. Writer: stats.
- */
+/* A client's socket on path DIRECT or BYPASS, as it is reported. */
 struct qn_track {
 	__u64 start_ns;       /* CLOCK_MONOTONIC of the SYN */
 	__u64 established_ns; /* 0 = not answered */
 	__u64 src;            /* cookie of the client's namespace */
 	__u64 dst;            /* cookie of the server's, 0 = not a captured pod of this node */
-	__u64 half_received;  /* bytes_received when our FIN was acknowledged */
 	__u32 rule;           /* number of the rule that decided, 0 = none */
 	__u8 path;            /* enum qn_path */
-	__u8 is_fin_in;       /* the peer has ended its direction */
-	__u8 is_other;        /* counted in `traffic_other` */
-	__u8 pad;
+	__u8 pad[3];
 	struct qn_addr local;
 	struct qn_addr remote;  /* as on the wire */
 	struct qn_addr dialled; /* what the application asked for: another address than remote if it was a service's */
@@ -49,7 +44,7 @@ struct qn_closing {
 	__u32 pad;
 };
 
-/* What bpf/live.bpf.c writes for each open socket of map `tracked`: no map. */
+/* What bpf/live.bpf.c writes for each tracked socket of map `sockets`: no map. */
 struct qn_live {
 	struct qn_track track;
 	__u64 socket; /* cookie, 0 = it has none yet */
@@ -60,7 +55,7 @@ struct qn_live {
 };
 
 /* Map `traffic` (hash): totals by client, server and path. What finds no room is in `traffic_other` (array by path).
- * Writer: stats; nodeagent removes what was idle for long.
+ * Writer: flows; nodeagent removes what was idle for long.
  */
 #define QN_TRAFFIC_MAX 16384
 struct qn_traffic_key {

@@ -6,7 +6,6 @@
 #include "loading.h"
 #include "traffic.h"
 
-QN_MAP(SK_STORAGE, tracked, int, struct qn_track, 0, BPF_F_NO_PREALLOC);
 QN_MAP(HASH, traffic, struct qn_traffic_key, struct qn_traffic, QN_TRAFFIC_MAX, BPF_F_NO_PREALLOC);
 QN_MAP(ARRAY, traffic_other, __u32 /* enum qn_path */, struct qn_traffic, QN_PATH_REFUSED + 1, 0);
 QN_RINGBUF(closings, QN_CLOSINGS_BYTES);

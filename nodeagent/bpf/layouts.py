@@ -16,7 +16,7 @@ from typing import Final
 
 Address = IPv4Address | IPv6Address
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 POD_MAX: Final = 4096
 POD_ADDRS: Final = 4
 MESH_MAX: Final = 262144
@@ -157,12 +157,15 @@ class QnSocket(ctypes.Structure):
         ("path", ctypes.c_uint8),
         ("same_node", ctypes.c_uint8),
         ("draw", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8),
+        ("marks", ctypes.c_uint8),
         ("rule", ctypes.c_uint32),
         ("epoch", ctypes.c_uint32),
         ("addr", QnAddr),
         ("src", ctypes.c_uint64),
         ("dst", ctypes.c_uint64),
+        ("start_ns", ctypes.c_uint64),
+        ("established_ns", ctypes.c_uint64),
+        ("half_received", ctypes.c_uint64),
     )
 
 

@@ -99,8 +99,7 @@ def _cgroup2() -> CheckResult:
 _OBJECTS = {
     "capture": "cgroup connect4/6, socket storage, netns cookie",
     "names": "cgroup getpeername4/6 and getsockname4/6",
-    "flows": "sockops with socket storage and netns cookie",
-    "stats": "sockops with socket storage and a ring buffer",
+    "flows": "sockops with socket storage, netns cookie and a ring buffer",
     "inbound": "sk_lookup with a socket map",
 }
 _ITERATORS = {"listing": "iterator over socket storage"}
@@ -141,7 +140,7 @@ def _attach(name: str, maps: Path, target: int, where: str) -> CheckResult:
     try:
         with Object(name, maps, loader.features(name)) as loaded:
             for program in loaded.programs():
-                kinds = {"flows": loader.CGROUP_SOCK_OPS, "stats": loader.CGROUP_SOCK_OPS, "inbound": loader.SK_LOOKUP}
+                kinds = {"flows": loader.CGROUP_SOCK_OPS, "inbound": loader.SK_LOOKUP}
                 kind = kinds.get(name) or loaded.attach_type(program)
                 Link.attach(loaded.prog_fd(program), target, kind).close()
     except BpfError as error:

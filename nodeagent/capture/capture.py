@@ -32,8 +32,8 @@ _MAPS = (
     *("sockets", "pods", "pod_addrs", "flows", "listeners", "settings", "counters"),
     *("mesh_addrs", "services", "verdicts", "events", "asked"),
 )
-_SOCK_OPS = ("flows", "stats")
-_CGROUP_OBJECTS = ("flows", "stats", "names", "capture")  # the one that redirects comes last
+_CGROUP_OBJECTS = ("flows", "names", "capture")  # the one that redirects comes last
+_JOIN_SLOT = struct.pack("=I", 0)  # QN_AFTER_JOIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,28 +137,24 @@ class Capture:
             with self._object(name, loader.features(name)) as loaded:
                 for program in loaded.programs():
                     path = self.pins.links / program.removeprefix("qn_")
-                    attach_type = loader.CGROUP_SOCK_OPS if name in _SOCK_OPS else loaded.attach_type(program)
+                    attach_type = loader.CGROUP_SOCK_OPS if name == "flows" else loaded.attach_type(program)
                     _ensure_cgroup_link(path, loaded.prog_fd(program), cgroup_fd, attach_type)
         finally:
             os.close(cgroup_fd)
 
     def _load_shortcut(self) -> None:
-        """Where the trial failed, or the object does not load, flows that want the shortcut are direct ones."""
-        path = self.pins.links / "join"
-        if self.shortcut.usable:
-            cgroup_fd = os.open(
-                self._settings.cgroup or mounts.cgroup2_root(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            )
-            try:
-                with shortcut.loaded(self.pins.maps) as join_fd:
-                    _ensure_cgroup_link(path, join_fd, cgroup_fd, loader.CGROUP_SOCK_OPS)
-            except BpfError as error:
-                self.shortcut = trial.Trial(False, str(error))
-            finally:
-                os.close(cgroup_fd)
-        if not self.shortcut.usable:
-            pins.drop_link(path)
-            log.info("the same-node shortcut is not used", extra={"reason": self.shortcut.reason})
+        """`flows` hands sockets on to it. Where the trial failed, or the object does not load, flows that want the
+        shortcut are direct ones."""
+        with Map.pinned(self.pins.maps / "after_flows") as after:
+            if self.shortcut.usable:
+                try:
+                    with shortcut.loaded(self.pins.maps) as join_fd:
+                        after.update(_JOIN_SLOT, struct.pack("=I", join_fd))
+                except BpfError as error:
+                    self.shortcut = trial.Trial(False, str(error))
+            if not self.shortcut.usable:
+                after.delete(_JOIN_SLOT)
+                log.info("the same-node shortcut is not used", extra={"reason": self.shortcut.reason})
 
     def _refresh_inbound(self) -> None:
         """Give the links of pods that are captured already the programs of this version."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The maps of bpf/stats.bpf.c as values. Descriptors only: program and maps are Capture's and stay when this closes."""
+"""What bpf/include/tracking.h counts, as values. Descriptors only: program and maps are Capture's and stay."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class TrafficMaps:
         self._other = Map.pinned(maps / "traffic_other")
         self._closings = Map.pinned(maps / "closings")
         self._ring = Ring(self._closings.fd, ctypes.sizeof(QnClosing))
-        self._tracked = Map.pinned(maps / "tracked")
+        self._sockets = Map.pinned(maps / "sockets")
         self._lister = Object("live", maps)  # an iterator: type information needed, so libbpf's whatever loads the rest
 
     @property
@@ -84,7 +84,7 @@ class TrafficMaps:
 
     def live(self) -> list[Flow]:
         """Open connections, those that are not answered yet included, as they are at this moment."""
-        raw = iterate(self._lister.prog_fd("qn_live"), self._tracked.fd)
+        raw = iterate(self._lister.prog_fd("qn_live"), self._sockets.fd)
         size = ctypes.sizeof(QnLive)
         return [_live(QnLive.from_buffer_copy(raw, at)) for at in range(0, len(raw) - size + 1, size)]
 
@@ -110,7 +110,7 @@ class TrafficMaps:
     def close(self) -> None:
         self._ring.close()
         self._lister.close()
-        for opened in (self._traffic, self._other, self._closings, self._tracked):
+        for opened in (self._traffic, self._other, self._closings, self._sockets):
             opened.close()
 
     def __enter__(self) -> Self:

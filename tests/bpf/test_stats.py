@@ -25,7 +25,7 @@ RULE = 7
 
 
 class Watched:
-    """`stats` alone on the v2 root; the test stands in for capture and says which path a socket takes."""
+    """`flows` alone on the v2 root; the test stands in for capture and says which path a socket takes."""
 
     def __init__(self, maps: FilePath, world: World) -> None:
         self.traffic = TrafficMaps(maps)
@@ -80,8 +80,8 @@ def watched(world: World) -> Iterator[Watched]:
     pins.mkdir()
     root = os.open(cgroup2_root(), os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with Object("stats", pins) as stats:
-            with Link.attach(stats.prog_fd("qn_stats"), root, loader.CGROUP_SOCK_OPS):
+        with Object("flows", pins) as flows:
+            with Link.attach(flows.prog_fd("qn_flows"), root, loader.CGROUP_SOCK_OPS):
                 made = Watched(pins, world)
                 yield made
                 made.close()

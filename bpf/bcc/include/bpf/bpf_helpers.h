@@ -7,4 +7,7 @@
 #undef __always_inline
 #define __always_inline inline __attribute__((always_inline))
 
+/* BCC's own has another name and takes a descriptor. */
+static long (*bpf_tail_call)(void *ctx, const void *map, __u32 index) = (void *)BPF_FUNC_tail_call;
+
 #endif
