@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mesh.journal.kept import KeptJournal
 from mesh.leaving import MARK
 from mesh.lifecycle import Shutdown, supervise
+from mesh.model.snapshot import MeshSnapshot
 from mesh.telemetry import lines
 from nodeagent import admin
 from nodeagent.capture.mounts import cgroup2_root
@@ -61,7 +62,7 @@ class Agent:
         )
         self.server = ZdsServer(config.zds_socket, maps=kernel.maps, prepare=self.enroller.prepare, drain_ms=drain_ms)
         self.enroller.attach(self.server)
-        self._source = config.source.open()
+        self._source = config.source.open(config.checkpoint)
         self._cluster = _cluster_node(config, self.enroller)
         self._source_errors: tuple[str, ...] = ()
         self._pods_error = ""
@@ -115,11 +116,22 @@ class Agent:
                 self.enroller.set_known(on_node)
                 continue
             self._epoch = update.snapshot.epoch
+            if update.stale:
+                self._go_by_stale(update.snapshot, update.stale)
+                continue
             self.paths.set_snapshot(update.snapshot, update.delta)
             self.telemetry.set_snapshot(update.snapshot)
             if self._cluster is not None:
                 self._cluster.set_snapshot(update.snapshot)
             self.enroller.set_workloads(on_node)
+
+    def _go_by_stale(self, snapshot: MeshSnapshot, why: str) -> None:
+        """Pods are captured and served; the kernel opens nothing by itself."""
+        self.paths.hold(why)
+        self.telemetry.set_snapshot(snapshot)
+        if self._cluster is not None:
+            self._cluster.set_snapshot(snapshot)
+        self.enroller.set_stale(snapshot.on_node(self._config.node))
 
     async def _watch_pods(self) -> None:
         pods = self._cluster or PodsFile(self._config.pods_file)

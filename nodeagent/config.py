@@ -84,6 +84,11 @@ class Config:
         return self.node_dir / "journal" / "nodeagent"
 
     @property
+    def checkpoint(self) -> Path:
+        """What the cluster's API said last."""
+        return self.node_dir / "checkpoint" / "nodeagent"
+
+    @property
     def pods_file(self) -> Path:
         return self.node_dir / "pods.json"
 

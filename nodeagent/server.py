@@ -231,11 +231,12 @@ class ZdsServer:
         peer = self._newest()
         return peer is not None and peer.acked.get(uid) is self._pods.get(uid)
 
-    async def remove(self, uid: str, drain_ms: int) -> None:
-        """Tell all; returns when each has answered or gone. The caller may then close the handle."""
+    async def remove(self, uid: str, drain_ms: int, *, everywhere: bool = False) -> None:
+        """Tell all; returns when each has answered or gone. The caller may then close the handle. ``everywhere``: also
+        those who have it from an earlier agent."""
         self._pods.pop(uid, None)
         for peer in list(self._peers):
-            if peer.acked.pop(uid, None) is None and peer.is_synced:
+            if peer.acked.pop(uid, None) is None and peer.is_synced and not everywhere:
                 continue
             try:
                 ack = await peer.request(Delete(uid, drain_ms))

@@ -75,7 +75,7 @@ class Ztunnel:
         )
         self.pods = LocalPods(engine, cluster=config.cluster, trust_domain=config.trust_domain, on_change=self._on_pods)
         self.drainer = Drainer(engine, shutdown, deadline_s=config.drain_s)
-        source = config.source.open()
+        source = config.source.open(config.checkpoint)
         self.feed = TableFeed(source, engine, config.node, self._on_snapshot)
         self.client = ZdsClient(
             config.zds_socket,

@@ -70,6 +70,11 @@ class Config:
         return self.run_dir / self.mesh / "nodes" / self.node / "ztunnel.sock"
 
     @property
+    def checkpoint(self) -> Path:
+        """What the cluster's API said last."""
+        return self.admin_socket.parent / "checkpoint" / "ztunnel"
+
+    @property
     def crl_copy(self) -> Path:
         """The last revocation lists that were good."""
         return self.admin_socket.with_name("crl.last-good")

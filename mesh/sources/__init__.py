@@ -39,6 +39,8 @@ class SourceUpdate:
     ``notes``: what was left out on purpose (kinds the mesh does not read). ``delta`` is empty when only these change.
     ``unread``: those of ``errors`` because of which no snapshot was whole yet. A policy may stand there, so while there
     are any, nothing may be opened on the word of ``snapshot``. Empty from the first whole one on.
+    ``stale``: not empty (when and why) while ``snapshot`` is what was known before the start. Objects made since are
+    missing and those that are gone are there: nobody may be released or forgotten on its word. Also one of ``errors``.
     """
 
     snapshot: MeshSnapshot
@@ -46,6 +48,7 @@ class SourceUpdate:
     errors: tuple[SourceError, ...]
     notes: tuple[SourceError, ...] = ()
     unread: tuple[SourceError, ...] = ()
+    stale: str = ""
 
     def words(self) -> tuple[str, ...]:
         """``errors`` for people, with what follows from them."""

@@ -49,12 +49,12 @@ class SourceChoice:
         """Directories that must stay readable."""
         return (*self.dirs, *self.status_dirs) if self.kind == "files" else ()
 
-    def open(self) -> Source:
-        """Nothing is read before it is watched."""
+    def open(self, checkpoint: Path | None = None) -> Source:
+        """Nothing is read before it is watched. ``checkpoint``: where the node keeps what a cluster's API said."""
         if self.kind == "kubernetes":
             from mesh.sources.kubernetes import KubernetesSource  # 20 MB that the other source does not need
 
-            return KubernetesSource(self.kubeconfig, self.translate)
+            return KubernetesSource(self.kubeconfig, self.translate, checkpoint=checkpoint)
         from mesh.sources.files import FileSource
 
         return FileSource(

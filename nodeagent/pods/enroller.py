@@ -94,6 +94,8 @@ class Enroller:
         self._waiting: tuple[Waiting, ...] = ()
         self._entries: dict[str, _Entry] = {}
         self._held: dict[NetnsId, PodHandle] = {}
+        self._to_settle: set[str] = set()
+        """Held by a ztunnel while our view was stale."""
         self._wake = asyncio.Event()
         self._busy = asyncio.Lock()
         self._has_workloads = self._has_observed = self._strangers_seen_to = False
@@ -121,6 +123,13 @@ class Enroller:
         except KernelError as error:
             log.warning("pods are not captured yet", extra={"error": error})
             return
+        self._workloads = tuple(workloads)
+        self._has_workloads, self._is_whole = True, False
+        self._inform()
+
+    def set_stale(self, workloads: Iterable[Workload]) -> None:
+        """As set_workloads(), of an earlier time: pods are captured, none that lives is released, and a ztunnel keeps
+        what it holds of others."""
         self._workloads = tuple(workloads)
         self._has_workloads, self._is_whole = True, False
         self._inform()
@@ -156,8 +165,8 @@ class Enroller:
                 entry.retry_at = 0.0
             await self.reconcile(reopen=True)
         finally:
-            for key in list(self._held):
-                self._drop_held(key)
+            if self._is_whole:
+                self._drop_all_held()
         self._is_visited.set()
 
     # --- the loop
@@ -205,8 +214,22 @@ class Enroller:
                 for entry in self._entries.values():
                     if entry.retry_at <= now:
                         tasks.create_task(self._advance(entry, closing=closing))
-            self._zds.keep(frozenset(uid for uid, entry in self._entries.items() if entry.handle is None))
+            lost = {uid for uid, entry in self._entries.items() if entry.handle is None}
+            self._zds.keep(frozenset(lost | await self._unknown()))
             self._on_captured(self._captured())
+
+    async def _unknown(self) -> set[str]:
+        """Pods that a ztunnel holds and a stale view of the mesh does not name. Once the view is whole, the ztunnel is
+        told of those that are really gone."""
+        if not self._is_whole:
+            self._to_settle |= {handle.uid for handle in self._held.values()}
+            return self._to_settle - self._entries.keys()
+        gone, self._to_settle = self._to_settle - self._entries.keys(), set()
+        for uid in gone:
+            await self._zds.remove(uid, 0, everywhere=True)
+        if gone:
+            self._drop_all_held()
+        return set()
 
     def _captured(self) -> tuple[LocalPod, ...]:
         return tuple(
@@ -333,6 +356,10 @@ class Enroller:
         finally:
             os.close(fd)
 
+    def _drop_all_held(self) -> None:
+        for key in list(self._held):
+            self._drop_held(key)
+
     def _drop_held(self, key: NetnsId) -> None:
         if (handle := self._held.pop(key, None)) is not None:
             handle.close()
@@ -386,5 +413,4 @@ class Enroller:
         for entry in self._entries.values():
             if entry.handle is not None:
                 entry.handle.close()
-        for key in list(self._held):
-            self._drop_held(key)
+        self._drop_all_held()

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -131,7 +133,7 @@ class Cluster:
         ]
         return subprocess.Popen(
             [*enter, *argv],
-            stdin=subprocess.DEVNULL,
+            stdin=options.pop("stdin", subprocess.DEVNULL),
             preexec_fn=lambda: machine.enter_cgroup(target.cgroup),
             **options,
         )
@@ -171,9 +173,24 @@ class Cluster:
         ):
             self.kubectl("create", "clusterrolebinding", f"test-{name}", f"--clusterrole={role}", f"--user={user}")
 
+    def stop_api(self) -> None:
+        """At once, as by a crash. Nodes and pods stay."""
+        for pid in (machine.CGROUPS / "unified" / CONTROL / "cgroup.procs").read_text().split():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/kube-apiserver"):
+                    os.kill(int(pid), signal.SIGKILL)
+
+    def start_api(self) -> None:
+        """After stop_api(). Returns when it answers."""
+        _start("kube-apiserver", control.api_server(self._programs, HOME / "pki"))
+        self.until(lambda: self.kubectl("get", "--raw", "/readyz", check=False) == "ok", "the API is ready")
+
     def _start_node(self, one: Node, credentials: Credentials, images: tuple[Path, ...], proxy_mode: str) -> None:
         credentials.add_node(one.name, one.address)
         node.write(one.directory, one.name, credentials, images, proxy_mode)
+        self._boot(one)
+
+    def _boot(self, one: Node) -> None:
         machine.make_cgroup(one.cgroup)
         script = Path(__file__).with_name("node.sh")
         namespaces = ["unshare", "-m", "-n", "-u", "-i", "-C", "-p", "-f", "--propagation", "private"]
@@ -190,6 +207,30 @@ class Cluster:
         link = f"to-{one.name}"
         machine.ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(_pid(one)), netns=CONTROL)
         machine.ip("link", "set", link, "master", "br0", "up", netns=CONTROL)
+
+    def reboot(self, name: str) -> None:
+        """All of a node's processes die at once; what is on its disk stays, /run, bpffs and control groups are new.
+        Returns when its programs have been started."""
+        one = next(one for one in self.nodes if one.name == name)
+        cidrs = {other: self._pod_cidr(other) for other in self.nodes if other is not one}
+        machine.end_cgroup(one.cgroup)
+        (one.directory / "namespaces-ready").unlink()
+        before = machine.sysctls()
+        try:
+            self._boot(one)
+            self.until(lambda: self.on(name, "ip", "route", check=False).stdout.count("default"), f"{name} has a route")
+            for other, cidr in cidrs.items():
+                self.on(name, "ip", "route", "add", cidr, "via", other.address)
+            self.until(self._renews(name, self._lease(name)), f"kubelet of {name} is back")
+        finally:
+            machine.restore_sysctls(before)
+
+    def _lease(self, name: str) -> str:
+        place = ("-n", "kube-node-lease", "lease", name, "-o", "jsonpath={.spec.renewTime}")
+        return self.kubectl("get", *place, check=False)
+
+    def _renews(self, name: str, old: str) -> Callable[[], bool]:
+        return lambda: self._lease(name) not in ("", old)
 
     def _pod_cidr(self, one: Node) -> str:
         def ask() -> str:

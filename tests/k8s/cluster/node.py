@@ -54,6 +54,7 @@ def write(directory: Path, name: str, credentials: Credentials, images: tuple[Pa
         "cgroupDriver": "cgroupfs",
         "failCgroupV1": False,
         "failSwapOn": False,
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},  # what a test kills is soon back
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
         "clusterDomain": "cluster.local",
         "resolvConf": f"{directory}/resolv.conf",

@@ -370,6 +370,57 @@ async def test_restarted_agent_that_does_not_know_all_leaves_everything_as_it_is
     kernel.close()
 
 
+async def restarted_with_stale_view(root: Path, kernel: FakeKernel, tunnel: Tunnel, *known: str) -> Agent:
+    """Of pods ``web`` and ``db``, which both run."""
+    agent = await start_agent(root, kernel)
+    await eventually(lambda: tunnel.client.is_connected)
+    agent.enroller.set_observed([observed(name, root / name) for name in ("web", "db")])
+    agent.enroller.set_stale([workload(name) for name in known])
+    await eventually(lambda: all(peer.synced for peer in agent.server.status()) and agent.server.status())
+    return agent
+
+
+async def test_stale_view_serves_what_it_names_and_takes_nothing_away(tmp_path: Path) -> None:
+    kernel = FakeKernel()
+    agent = await start_agent(tmp_path, kernel)
+    agent.set(workload("web"), workload("db"))
+    async with Tunnel(agent.path) as tunnel:
+        await eventually(lambda: agent.state("web") == agent.state("db") == "captured", what=agent.enroller.status)
+        await agent.stop()
+        before = dict(kernel.on)
+
+        agent = await restarted_with_stale_view(tmp_path, kernel, tunnel, "web")
+        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        assert (kernel.on, len(tunnel.pods), tunnel.engine.deleted) == (before, 2, [])
+        assert not agent.enroller.is_settled.is_set()
+
+        agent.enroller.set_workloads([workload("web"), workload("db")])
+        await eventually(lambda: agent.state("db") == "captured", what=agent.enroller.status)
+        assert kernel.on == before and not tunnel.engine.deleted
+    await agent.stop()
+    kernel.close()
+
+
+async def test_pod_that_went_while_the_view_was_stale_is_forgotten_by_ztunnel_too(tmp_path: Path) -> None:
+    kernel = FakeKernel()
+    agent = await start_agent(tmp_path, kernel)
+    agent.set(workload("web"), workload("db"))
+    async with Tunnel(agent.path) as tunnel:
+        await eventually(lambda: agent.state("web") == agent.state("db") == "captured", what=agent.enroller.status)
+        await agent.stop()
+        descriptors = open_descriptors()
+        agent = await restarted_with_stale_view(tmp_path, kernel, tunnel, "web")
+        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+
+        agent.enroller.set_observed([observed("web", tmp_path / "web")])
+        agent.enroller.set_workloads([workload("web")])
+
+        await eventually(lambda: len(tunnel.pods) == 1 and len(kernel.on) == 1, what=lambda: kernel.on)
+        await agent.stop()
+        await eventually(lambda: open_descriptors() <= descriptors)
+    kernel.close()
+
+
 async def test_listeners_close_when_no_ztunnel_has_been_there_for_long_and_come_back_with_one(agent: Agent) -> None:
     agent.set(workload("web"))
     await eventually(lambda: agent.kernel.on)
