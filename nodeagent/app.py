@@ -83,6 +83,7 @@ class Agent:
             "telemetry": self.telemetry.run,
             "admin": self._serve_admin,
             **(self._cluster.parts() if self._cluster else {}),
+            **self._said_in_cluster(),
         }
         if self.journal:
             parts["journal"] = self.journal.run
@@ -98,6 +99,14 @@ class Agent:
         self.telemetry.close()
         if self.journal:
             await asyncio.to_thread(self.journal.finish)
+
+    def _said_in_cluster(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        source = self._config.source
+        if source.kind != "kubernetes":
+            return {}
+        from nodeagent.pods.events import PodEvents  # the API client, as in choice.py
+
+        return {"events": PodEvents(self.enroller.status, self._config.node, source.kubeconfig).run}
 
     def _set_pods(self, pods: Iterable[LocalPod]) -> None:
         captured = tuple(pods)

@@ -5,18 +5,16 @@ mesh or left it. One event for each matter, named after it, so that no leader sa
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
-import hashlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from controlplane.kube.places import kind_of, path_of, resource_of
 from mesh.kube.parse import MESH_LABEL
 from mesh.model.snapshot import MeshSnapshot
 from mesh.sources import SourceUpdate
-from mesh.sources.kubernetes.api import Api, ApiError, Conflict, NotServed, Raw
+from mesh.sources.kubernetes.api import Api, ApiError, NotServed
+from mesh.sources.kubernetes.events import Matter, Speaker
+from mesh.sources.kubernetes.places import kind_of
 
 log = logging.getLogger(__name__)
 
@@ -26,30 +24,13 @@ EVERY_S = 0.5
 """Between two events: 120 a minute at most."""
 AGAIN_S = 1800.0
 """The API forgets events after an hour; what still stands is said again."""
-NOTE = 1024
-"""Characters that the API takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Matter:
-    """`object`: "Kind namespace/name", or "Kind name"."""
-
-    object: str
-    reason: str
-    note: str
-    warning: bool
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(f"{self.object}\n{self.reason}\n{self.note}".encode()).hexdigest()[:16]
 
 
 class Reporter:
     """`instance`: which replica says it. put() and run() on one event loop."""
 
     def __init__(self, api: Api, instance: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._api = api
-        self._instance = instance
+        self._speaker = Speaker(api, CONTROLLER, instance, "Translate")
         self._clock = clock
         self._stand: dict[Matter, float] = {}
         """Matters that stand now, and when they were said; never: -infinity."""
@@ -113,40 +94,10 @@ class Reporter:
         return next((one for one, said in self._stand.items() if said < due and (one.warning or said < 0)), None)
 
     async def _say(self, matter: Matter) -> None:
-        namespace, _, name = matter.object.partition(" ")[2].rpartition("/")
-        resource = resource_of(matter.object)
-        found = await self._api.get(path_of(matter.object))
-        place = namespace or "default"  # where events of objects without a namespace belong
-        events = f"apis/events.k8s.io/v1/namespaces/{place}/events"
-        own_name = f"{name[:200]}.{matter.digest}"
-        try:
-            await self._api.send("POST", events, self._event(matter, own_name, place, resource.version, found))
-        except Conflict:
-            if matter.reason != "NamespaceEnrolled":  # no news when a new leader finds it so
-                times = self._said[matter] = self._said.get(matter, 1) + 1
-                series = {"count": times, "lastObservedTime": _now()}
-                path = f"{events}/{own_name}"
-                await self._api.send("PATCH", path, {"series": series}, "application/merge-patch+json")
-
-    def _event(self, matter: Matter, own_name: str, place: str, version: str, found: Raw) -> Raw:
-        kind = matter.object.partition(" ")[0]
-        meta = found.get("metadata") or {}
-        regarding = {"apiVersion": version, "kind": kind, "name": meta.get("name"), "uid": meta.get("uid")}
-        if meta.get("namespace"):
-            regarding["namespace"] = meta["namespace"]
-        return {
-            "apiVersion": "events.k8s.io/v1",
-            "kind": "Event",
-            "metadata": {"name": own_name, "namespace": place},
-            "eventTime": _now(),
-            "reportingController": CONTROLLER,
-            "reportingInstance": self._instance[:128],
-            "action": "Translate",
-            "reason": matter.reason,
-            "type": "Warning" if matter.warning else "Normal",
-            "regarding": regarding,
-            "note": matter.note[:NOTE],
-        }
+        if await self._speaker.say(matter) or matter.reason == "NamespaceEnrolled":
+            return  # the latter is no news when a new leader finds it so
+        times = self._said[matter] = self._said.get(matter, 1) + 1
+        await self._speaker.repeat(matter, times)
 
 
 def _enrolled(snapshot: MeshSnapshot) -> frozenset[str]:
@@ -156,7 +107,3 @@ def _enrolled(snapshot: MeshSnapshot) -> frozenset[str]:
         for name, namespace in snapshot.namespaces.items()
         if name in captured or namespace.labels.get(MESH_LABEL) == "enabled"
     )
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from controlplane.kube.places import kind_of, path_of
 from mesh.kube.fields import path_text
 from mesh.kube.parse import ObjectError, parse_object
 from mesh.sources import SourceUpdate
 from mesh.sources.kubernetes.api import Api, ApiError, Conflict, NotServed, Raw
+from mesh.sources.kubernetes.places import kind_of, path_of
 
 log = logging.getLogger(__name__)
 
