@@ -4,7 +4,7 @@
  * Hook:     iter/bpf_sk_storage_map over map `sockets`; not pinned, run when read
  * Reads:    sockets. Writes: nothing but its output, struct qn_listed one after the other
  * Returns:  0
- * Floor:    5.10, with BTF; without it no connection goes direct, since none could be cut
+ * Floor:    5.11 (bpf_skc_to_tcp_sock in iterators), with BTF; without it no connection goes direct, since none could be cut
  * Cannot decide: a socket whose record does not fit the reader's buffer is written in the next read
  *
  * Why not a map of live direct flows: it would need a size, would leak where connect() fails early, and a new agent would
@@ -13,6 +13,11 @@
 #include "iterated.h"
 #include "maps.h"
 
+struct tcp_sock {
+	__u32 snd_nxt;
+	__u32 rcv_nxt;
+} CORE;
+
 SEC("iter/bpf_sk_storage_map")
 int qn_listing(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
@@ -20,8 +25,12 @@ int qn_listing(struct bpf_iter__bpf_sk_storage_map *ctx)
 	struct qn_socket *s = ctx->value;
 	struct sock *sk = ctx->sk;
 	struct qn_listed out = {};
+	struct tcp_sock *tcp;
 
 	if (!sk || !s || s->path == QN_PATH_NONE)
+		return 0;
+	tcp = bpf_skc_to_tcp_sock(sk);
+	if (!tcp)
 		return 0;
 	qn_iterated_addrs(sk, &local, &remote);
 	out.socket = *s;
@@ -34,6 +43,8 @@ int qn_listing(struct bpf_iter__bpf_sk_storage_map *ctx)
 	out.state = sk->__sk_common.skc_state;
 	out.cookie = qn_iterated_cookie(sk);
 	out.netns = sk->__sk_common.skc_net.net->net_cookie;
+	out.snd_nxt = tcp->snd_nxt;
+	out.rcv_nxt = tcp->rcv_nxt;
 	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
 	return 0;
 }

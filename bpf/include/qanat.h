@@ -238,6 +238,9 @@ struct qn_event {
 	struct qn_addr target; /* the endpoint drawn; the same as dialled without a service */
 };
 
+/* Map `condemned` (hash, key = socket cookie): sockets that are being cut (hush.bpf.c). Writer: nodeagent. */
+#define QN_CONDEMNED_MAX 4096
+
 /* What bpf/listing.bpf.c writes for each socket of map `sockets` that takes a path: no map. */
 struct qn_listed {
 	struct qn_socket socket;
@@ -249,8 +252,10 @@ struct qn_listed {
 	__u8 state;  /* TCP_ESTABLISHED ... of linux/tcp.h */
 	__u8 is_v6;  /* an AF_INET6 socket, with family 4 an IPv4-mapped one */
 	__u8 pad;
-	__u64 cookie; /* of the socket; 0 = it has none yet */
-	__u64 netns;  /* cookie of its namespace */
+	__u64 cookie;  /* of the socket; 0 = it has none yet */
+	__u64 netns;   /* cookie of its namespace */
+	__u32 snd_nxt; /* TCP: what it will send next */
+	__u32 rcv_nxt; /* and what it expects next */
 };
 
 /* Maps of the shortcut (join.bpf.c and shortcut.bpf.c write them all).

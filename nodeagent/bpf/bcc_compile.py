@@ -29,6 +29,7 @@ SECTIONS = {
     "cgroup/getpeername6": (18, 30),
     "cgroup/getsockname4": (18, 31),
     "cgroup/getsockname6": (18, 32),
+    "cgroup_skb/ingress": (8, 0),
     "sockops": (13, 3),
     "sk_msg": (16, 7),
     "sk_lookup": (30, 36),

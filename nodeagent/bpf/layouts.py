@@ -23,6 +23,7 @@ MESH_MAX: Final = 262144
 SERVICE_MAX: Final = 16384
 SERVICE_LOCAL: Final = 32
 VERDICT_MAX: Final = 65536
+CONDEMNED_MAX: Final = 4096
 PORT_OUTBOUND: Final = 15001
 PORT_INBOUND: Final = 15006
 PORT_HBONE: Final = 15008
@@ -247,6 +248,8 @@ class QnListed(ctypes.Structure):
         ("pad", ctypes.c_uint8),
         ("cookie", ctypes.c_uint64),
         ("netns", ctypes.c_uint64),
+        ("snd_nxt", ctypes.c_uint32),
+        ("rcv_nxt", ctypes.c_uint32),
     )
 
 
@@ -321,6 +324,7 @@ CONSTANTS: Final[dict[str, int]] = {
     "QN_SERVICE_MAX": SERVICE_MAX,
     "QN_SERVICE_LOCAL": SERVICE_LOCAL,
     "QN_VERDICT_MAX": VERDICT_MAX,
+    "QN_CONDEMNED_MAX": CONDEMNED_MAX,
     "QN_PORT_OUTBOUND": PORT_OUTBOUND,
     "QN_PORT_INBOUND": PORT_INBOUND,
     "QN_PORT_HBONE": PORT_HBONE,

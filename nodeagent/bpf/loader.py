@@ -26,6 +26,7 @@ lib: Any = _lib
 OBJECTS = Path(__file__).parent / "objects"
 
 # enum bpf_attach_type, linux/bpf.h (stable ABI)
+CGROUP_INET_INGRESS = 0
 CGROUP_SOCK_OPS = 3
 SK_MSG_VERDICT = 7
 SK_LOOKUP = 36

@@ -6,7 +6,8 @@ from nodeagent.capture.capture import Capture, CapturedPod, CaptureSettings, Pod
 from nodeagent.capture.errors import CaptureError, NotSupported
 from nodeagent.capture.listeners import Listeners, guard, open_listeners, open_syn_sockets
 from nodeagent.capture.netns import netns_cookie
-from nodeagent.capture.path_maps import MapFull, PathEvent, PathMaps, PathSocket
+from nodeagent.capture.path_maps import MapFull, PathEvent, PathMaps
+from nodeagent.capture.path_socket import PathSocket
 from nodeagent.capture.pins import instances, purge, stale_schemas
 
 __all__ = [

@@ -118,7 +118,7 @@ class Capture:
             )
             if self.shortcut.usable and shared.shortcut is None:
                 shared.switch_shortcut(on=True)
-            self._paths = PathMaps(self._maps, shared, where)
+            self._paths = PathMaps(self._maps, shared, where, self._cgroup())
             self._refresh_inbound()
         except OSError as error:
             self.close()
@@ -128,9 +128,12 @@ class Capture:
             raise
         return self
 
+    def _cgroup(self) -> Path:
+        return self._settings.cgroup or mounts.cgroup2_root()
+
     def _load(self, name: str) -> None:
         """One object: maps by their pins, then each program's link made or given the new program."""
-        root = self._settings.cgroup or mounts.cgroup2_root()
+        root = self._cgroup()
         target = (self._settings.pods_cgroup or root) if name == "capture" else root
         cgroup_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

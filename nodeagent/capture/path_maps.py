@@ -3,27 +3,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 
 from nodeagent.bpf import layouts, loader
 from nodeagent.bpf.layouts import (
-    Address,
     MeshKind,
-    Path,
     QnEvent,
-    QnListed,
     QnPod,
     QnService,
     QnVerdictKey,
-    Role,
-    SameNode,
     SockAddr,
 )
-from nodeagent.bpf.loader import BpfError, Link, Map, Object, Ring
+from nodeagent.bpf.loader import CGROUP_INET_INGRESS, BpfError, Link, Map, Object, Ring
+from nodeagent.capture import cutting
+from nodeagent.capture.path_socket import PathSocket, unpack_listed
 from nodeagent.capture.pins import Pins
 from nodeagent.capture.settings_map import SettingsMap
 
@@ -32,27 +32,6 @@ _LINKS = ("connect4", "connect6", "flows", "peername4", "peername6", "sockname4"
 
 class MapFull(Exception):
     """There is no room for a new entry; the others stand."""
-
-
-@dataclass(frozen=True, slots=True)
-class PathSocket:
-    """A socket that took a path. `dialled` is None where it is the same as `remote`. `src`, `dst`: namespace cookies
-    of client and server (0: unknown). `netns`: of the socket itself."""
-
-    role: Role
-    path: Path
-    same_node: SameNode
-    rule: int
-    epoch: int
-    src: int
-    dst: int
-    dialled: SockAddr | None
-    local: SockAddr
-    remote: SockAddr
-    state: int
-    is_v6: bool
-    cookie: int
-    netns: int
 
 
 def pack_service(total: int, endpoints: tuple[SockAddr, ...]) -> bytes:
@@ -80,13 +59,16 @@ def unpack_verdict_key(key: bytes) -> tuple[int, SockAddr] | None:
 class PathMaps:
     """One writer: the agent's path keeper. Maps stay the Capture's. Raises BpfError; MapFull from `put`."""
 
-    def __init__(self, maps: Mapping[str, Map], settings: SettingsMap, pins: Pins) -> None:
+    def __init__(self, maps: Mapping[str, Map], settings: SettingsMap, pins: Pins, cgroup: FilePath) -> None:
+        """`cgroup`: where the programs are attached."""
         self._maps = maps
         self._pins = pins
+        self._cgroup = cgroup
         self.settings = settings
         self.pods_lock = threading.Lock()
         """Over reading an entry of `pods` and writing it back: enrolment and flags are set by different threads."""
         self._listing: Object | None = None
+        self._hush: Object | None = None
 
     def entries(self, name: str) -> dict[bytes, bytes]:
         return dict(self._maps[name].items())
@@ -126,8 +108,34 @@ class PathMaps:
         raw = loader.iterate(self._listing.prog_fd("qn_listing"), self._maps["sockets"].fd)
         size = loader.layout("qn_listed")
         whole = len(raw) // size * size
-        found = (_unpack_listed(raw[at : at + size]) for at in range(0, whole, size))
+        found = (unpack_listed(raw[at : at + size]) for at in range(0, whole, size))
         return [one for one in found if one is not None]
+
+    # --- cutting
+
+    def cut(self, victims: Iterable[PathSocket], netns: Mapping[int, int]) -> int:
+        """`netns`: cookie -> descriptor. How many ends were there to be cut; what could not be is logged."""
+        return cutting.cut(victims, netns, self.sockets, self._hushed)
+
+    @contextlib.contextmanager
+    def _hushed(self, cookies: Iterable[int]) -> Iterator[None]:
+        """While inside, these sockets hear nothing but resets: at most layouts.CONDEMNED_MAX of them."""
+        if self._hush is None:
+            self._hush = Object("hush", self._pins.maps)
+        keys = [struct.pack("=Q", cookie) for cookie in cookies]
+        cgroup_fd = os.open(self._cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with Map(os.dup(self._hush.map_fd("condemned"))) as condemned:
+                try:
+                    for key in keys:
+                        condemned.update(key, bytes(4))
+                    with Link.attach(self._hush.prog_fd("qn_hush"), cgroup_fd, CGROUP_INET_INGRESS):
+                        yield
+                finally:
+                    for key in keys:
+                        condemned.delete(key)
+        finally:
+            os.close(cgroup_fd)
 
     def links(self) -> dict[str, bool]:
         """Programs that should be attached, by the name of their pin, and whether they are."""
@@ -139,36 +147,10 @@ class PathMaps:
         return found
 
     def close(self) -> None:
-        if self._listing is not None:
-            self._listing.close()
-            self._listing = None
-
-
-def _unpack_listed(raw: bytes) -> PathSocket | None:
-    one = QnListed.from_buffer_copy(raw)
-    local, remote = _address(bytes(one.local), one.family), _address(bytes(one.remote), one.family)
-    if local is None or remote is None:
-        return None
-    return PathSocket(
-        role=Role(one.socket.role),
-        path=Path(one.socket.path),
-        same_node=SameNode(one.socket.same_node),
-        rule=one.socket.rule,
-        epoch=one.socket.epoch,
-        src=one.socket.src,
-        dst=one.socket.dst,
-        dialled=layouts.unpack_addr(one.socket.addr),
-        local=SockAddr(local, one.local_port),
-        remote=SockAddr(remote, one.remote_port),
-        state=one.state,
-        is_v6=bool(one.is_v6),
-        cookie=one.cookie,
-        netns=one.netns,
-    )
-
-
-def _address(raw: bytes, family: int) -> Address | None:
-    return layouts.unpack_ip(raw, family)
+        for loaded in (self._listing, self._hush):
+            if loaded is not None:
+                loaded.close()
+        self._listing = self._hush = None
 
 
 @dataclass(frozen=True, slots=True)

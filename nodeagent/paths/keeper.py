@@ -21,7 +21,6 @@ from mesh.model.snapshot import Delta, MeshSnapshot, diff
 from mesh.policy.same_node import SameNode
 from nodeagent.bpf.layouts import VERDICT_MAX, EventKind, Paths
 from nodeagent.bpf.probe import CheckResult
-from nodeagent.capture.destroy import destroy
 from nodeagent.capture.path_maps import PathEvent, unpack_event
 from nodeagent.paths import sweep
 from nodeagent.paths.audit import audit
@@ -86,13 +85,11 @@ class PathKeeper:
         *,
         same_node: SameNode = SameNode.DIRECT,
         on_refused: OnRefused | None = None,
-        cutter: sweep.Destroy = destroy,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kernel = kernel
         self._same_node = same_node
         self._on_refused = on_refused
-        self._destroy = cutter
         self._clock = clock
         self._lock = threading.Lock()
         self._round_lock = threading.Lock()
@@ -288,7 +285,9 @@ class PathKeeper:
     def _sweep(self) -> None:
         if self._judge is not None:
             victims = sweep.forbidden(self._judge, self._kernel.sockets())
-            self._cut += sweep.cut(victims, self._netns, self._destroy)
+            if victims:
+                sweep.note(victims)
+                self._cut += self._kernel.cut([one for one, _ in victims], self._netns)
 
     # --- for people
 

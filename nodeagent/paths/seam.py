@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from nodeagent.bpf.layouts import Paths, PodFlag
-from nodeagent.capture.path_maps import PathSocket
+from nodeagent.capture.path_socket import PathSocket
 
 
 class PathSettings(Protocol):
@@ -48,6 +49,9 @@ class PathKernel(Protocol):
     def events(self) -> EventRing: ...
 
     def sockets(self) -> list[PathSocket]: ...
+
+    def cut(self, victims: Iterable[PathSocket], netns: Mapping[int, int]) -> int:
+        """`netns`: cookie -> descriptor. How many ends were cut; both ends see a reset."""
 
     def links(self) -> dict[str, bool]:
         """Pinned attachments by name, and whether they still hold."""

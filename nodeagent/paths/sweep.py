@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cutting connections that met no proxy and that policy no longer allows, and only those."""
+"""Which connections that met no proxy policy no longer allows."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
 from mesh.policy.evaluate import Verdict
 from nodeagent.bpf.layouts import Path, Role
-from nodeagent.capture.destroy import Victim
-from nodeagent.capture.path_maps import PathSocket
+from nodeagent.capture.path_socket import PathSocket
 from nodeagent.paths.judge import Judge
 
 log = logging.getLogger(__name__)
 
 TCP_CLOSE = 7  # linux/tcp_states.h
-Destroy = Callable[[int, Iterable[Victim]], int]
-"""nodeagent.capture.destroy.destroy: (namespace descriptor, sockets) -> how many were cut."""
 
 
 def forbidden(judge: Judge, sockets: Iterable[PathSocket]) -> list[tuple[PathSocket, str]]:
@@ -40,12 +37,9 @@ def _verdict(judge: Judge, one: PathSocket) -> Verdict | None:
             return None
 
 
-def cut(victims: Iterable[tuple[PathSocket, str]], netns: Mapping[int, int], destroy: Destroy) -> int:
-    """`netns`: cookie -> descriptor. How many ends were cut; what could not be is logged and tried again by the next
-    sweep. Raises nothing."""
-    by_netns: dict[int, list[Victim]] = {}
+def note(victims: Iterable[tuple[PathSocket, str]]) -> None:
+    """A line for each connection, by its client's end."""
     for one, rule in victims:
-        by_netns.setdefault(one.netns, []).append((one.local, one.remote, one.cookie, one.is_v6))
         if one.role is not Role.SERVER:
             fields = {
                 "source": str(one.local),
@@ -54,13 +48,3 @@ def cut(victims: Iterable[tuple[PathSocket, str]], netns: Mapping[int, int], des
                 "path": one.path.name.lower(),
             }
             log.info("connection cut: policy forbids it now", extra=fields)
-    done = 0
-    for cookie, sockets in by_netns.items():
-        fd = netns.get(cookie)
-        if fd is None:
-            continue
-        try:
-            done += destroy(fd, sockets)
-        except OSError as error:
-            log.error("connections could not be cut", extra={"netns": cookie, "error": error})
-    return done

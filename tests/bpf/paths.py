@@ -19,14 +19,10 @@ from nodeagent.bpf.layouts import (
     pack_addr,
     pack_pod_address,
 )
-from nodeagent.capture.path_maps import (
-    PathEvent,
-    PathSocket,
-    pack_mesh_kind,
-    pack_service,
-    pack_verdict_key,
-    unpack_event,
-)
+from nodeagent.bpf.loader import Map
+from nodeagent.capture.path_maps import PathEvent, pack_mesh_kind, pack_service, pack_verdict_key, unpack_event
+from nodeagent.capture.path_socket import PathSocket
+from nodeagent.capture.pins import pins_of
 from tests.bpf.world import Captured, Space
 
 RULE = 77
@@ -84,6 +80,10 @@ class Publisher:
 
     def events(self, kind: EventKind) -> list[PathEvent]:
         return [event for event in map(unpack_event, self._ring.read(64)) if event.kind is kind]
+
+    def condemned(self) -> int:
+        with Map.pinned(pins_of(self.mesh.instance).maps / "condemned") as condemned:
+            return len(condemned.keys())
 
     def sockets(self, path: Path) -> list[PathSocket]:
         return [one for one in self.maps.sockets() if one.path is path]

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 
 import pytest
@@ -15,19 +15,21 @@ import pytest
 from tests.netns.matrix.ways import BARRED, PORT, Books, Way, counters, warm
 from tests.support.objects import Object, authorization_policy, egress_policy
 from tests.support.playground import Playground, until
-from tests.support.sockets import Conn, echo, serving
+from tests.support.sockets import Conn, Handler, echo, serving
 
 IN_THE_KERNEL = ("direct", "shortcut", "encrypt", "tunnel")
 """Denials that the client's node can know without ztunnel."""
 
 
 @contextlib.asynccontextmanager
-async def open_connections(ways: dict[str, Way]) -> AsyncIterator[dict[str, Conn]]:
+async def open_connections(
+    ways: dict[str, Way], served: Callable[[str], Handler] = lambda _: echo
+) -> AsyncIterator[dict[str, Conn]]:
     """One of each way to a server that echoes, and has done so once."""
     async with contextlib.AsyncExitStack() as held:
         found = {}
         for name, way in ways.items():
-            await held.enter_async_context(serving(way.listen(), echo))
+            await held.enter_async_context(serving(way.listen(), served(name)))
             found[name] = held.enter_context(await way.dial())
         await all_echo(found, b"before")
         yield found
@@ -112,17 +114,29 @@ async def test_denied_connections_are_cut_within_a_second_and_refused_from_then_
     ]
     denials += [egress_policy("town/shut", app="client"), egress_policy("town/out", app="barred")]
 
+    at_server: dict[str, str] = {}
+
     async def end_of(conn: Conn, begin: float) -> tuple[str, float]:
         try:
             async with asyncio.timeout(5):
                 how = "end" if await conn.recv() == b"" else "bytes"
-        except ConnectionError:  # of which kind: bpf/README.md
-            how = "reset"
+        except ConnectionError as error:
+            how = type(error).__name__
         except TimeoutError:
             how = "open"
         return how, time.monotonic() - begin
 
-    async with open_connections(ways) as conns:
+    def noting(name: str) -> Handler:
+        async def handler(conn: Conn) -> None:
+            try:
+                await echo(conn)
+                at_server.setdefault(name, "end")
+            except ConnectionError as error:
+                at_server.setdefault(name, type(error).__name__)
+
+        return handler
+
+    async with open_connections(ways, noting) as conns:
         await books.pause()
         undo += denials
         kept = conns.pop("none")
@@ -130,7 +144,9 @@ async def test_denied_connections_are_cut_within_a_second_and_refused_from_then_
         begin = time.monotonic()
         ends = dict(zip(conns, await asyncio.gather(*(end_of(conn, begin) for conn in conns.values())), strict=True))
 
-        assert {how for how, _ in ends.values()} == {"reset"}, ends
+        assert {how for how, _ in ends.values()} == {"ConnectionResetError"}, ends
+        await until("servers hear of it", lambda: set(at_server) >= set(conns), 5)
+        assert {name: at_server[name] for name in conns} == dict.fromkeys(conns, "ConnectionResetError")
         assert all(took_s < 1 for _, took_s in ends.values()), ends
         assert await kept.echo(b"still here") == b"still here"
         assert {name: await outcome(ways[name]) for name in conns} == dict.fromkeys(conns, "refused")

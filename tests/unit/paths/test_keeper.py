@@ -68,7 +68,6 @@ class Rig:
             self.kernel,
             same_node=same_node,
             on_refused=self.refused.append,
-            cutter=self.kernel.destroy,
             clock=lambda: self.now,
         )
         self.snapshot = EMPTY
@@ -319,19 +318,19 @@ def test_policy_cuts_both_ends_of_what_it_forbids_and_nothing_else(rig: Rig) -> 
     rig.see(mesh(client, server, other, policies=[only("other", to="server")]))
     rig.step()
 
-    assert rig.kernel.destroyed == [(one.local, one.remote, one.cookie, one.is_v6) for one in cut]
+    assert rig.kernel.gone == cut
 
 
 def test_connection_that_was_on_its_way_is_found_by_a_later_sweep(rig: Rig) -> None:
     rig.see(mesh(client, server, policies=[only("other", to="server")]))
     rig.step()
-    assert rig.kernel.destroyed == []
+    assert rig.kernel.gone == []
 
     rig.kernel.live = direct_pair(CLIENT, SERVER, "10.0.0.1", "10.0.0.2", 8080, netns=(CLIENT, SERVER))
     rig.now += 0.3
     rig.step()
 
-    assert len(rig.kernel.destroyed) == 2
+    assert len(rig.kernel.gone) == 2
 
 
 def test_waypoint_of_the_service_cuts_those_that_went_around_it(rig: Rig) -> None:
@@ -345,7 +344,7 @@ def test_waypoint_of_the_service_cuts_those_that_went_around_it(rig: Rig) -> Non
     rig.see(mesh(client, server, services=[(closed, [endpoint(closed, server)])]))
     rig.step()
 
-    assert len(rig.kernel.destroyed) == 1
+    assert len(rig.kernel.gone) == 1
     assert rig.kernel.maps["services"] == {}
 
 
@@ -418,7 +417,7 @@ def test_egress_policy_cuts_what_left_before_it_and_is_not_open(rig: Rig) -> Non
     rig.see(mesh(client, server, policies=[EgressPolicy("shop", "out", (opened,))]))
     rig.step()
 
-    assert [remote for _, remote, *_ in rig.kernel.destroyed] == [at("203.0.113.1", 443)]
+    assert [one.remote for one in rig.kernel.gone] == [at("203.0.113.1", 443)]
 
 
 def test_audit_finds_nothing_after_a_round_and_what_somebody_changed(rig: Rig) -> None:

@@ -38,8 +38,8 @@ from nodeagent.bpf.layouts import (
     pack_addr,
     pack_pod_address,
 )
-from nodeagent.capture.destroy import Victim
-from nodeagent.capture.path_maps import MapFull, PathSocket, pack_verdict_key
+from nodeagent.capture.path_maps import MapFull, pack_verdict_key
+from nodeagent.capture.path_socket import PathSocket
 from nodeagent.pods.seam import LocalPod
 
 MAPS = ("mesh_addrs", "services", "verdicts", "pods", "pod_addrs")
@@ -98,7 +98,7 @@ class FakeKernel:
         self.writes = 0
         self.live: list[PathSocket] = []
         self.broken: OSError | None = None
-        self.destroyed: list[Victim] = []
+        self.gone: list[PathSocket] = []
         self.attached: dict[str, bool] = {}
         self.ring = FakeRing()
 
@@ -130,9 +130,9 @@ class FakeKernel:
     def links(self) -> dict[str, bool]:
         return self.attached
 
-    def destroy(self, netns_fd: int, victims: Iterable[Victim]) -> int:
-        found = list(victims)
-        self.destroyed += found
+    def cut(self, victims: Iterable[PathSocket], netns: Mapping[int, int]) -> int:
+        found = [one for one in victims if one.netns in netns]
+        self.gone += found
         return len(found)
 
     def kind(self, address: str) -> MeshKind | None:
