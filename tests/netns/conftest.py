@@ -43,6 +43,13 @@ def town() -> Iterator[Playground]:
 
 
 @pytest.fixture
+def mesh(shared: Playground) -> Iterator[Playground]:
+    """The module's `shared` mesh, without what `apply` brought, before and after."""
+    yield shared
+    shared.take_back()
+
+
+@pytest.fixture
 def start() -> Iterator[Callable[..., Playground]]:
     """Starts a mesh of the test's own."""
     mine: list[Playground] = []

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.netns.test_policy import is_cut
-from tests.support.objects import Object, egress_policy, namespace, pod, service
-from tests.support.playground import Playground, until
+from tests.support.objects import egress_policy, namespace, pod, service
+from tests.support.playground import Playground, apply, until
 from tests.support.sockets import echo, serving
 
 PORT, OTHER_PORT = 7017, 7018
@@ -32,23 +32,6 @@ def shared() -> Iterator[Playground]:
     )
     yield made
     made.close()
-
-
-@pytest.fixture
-def mesh(shared: Playground) -> Iterator[Playground]:
-    """Without policies before and after."""
-    yield shared
-    for name in sorted(applied):
-        shared.delete("EgressPolicy", name)
-    applied.clear()
-
-
-applied: set[str] = set()
-
-
-async def apply(mesh: Playground, item: Object) -> None:
-    applied.add(f"{item['metadata']['namespace']}/{item['metadata']['name']}")
-    await asyncio.to_thread(mesh.apply, item)
 
 
 async def outcome(mesh: Playground, source: str, ip: str, port: int = PORT) -> str:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.support.objects import Object, authorization_policy, namespace, peer_authentication, pod
-from tests.support.playground import Playground, qanat, until
+from tests.support.playground import Playground, apply, qanat, until
 from tests.support.sockets import Conn, echo, serving
 
 PORT, OTHER_PORT = 7007, 7008
@@ -32,25 +32,6 @@ def shared() -> Iterator[Playground]:
     )
     yield made
     made.close()
-
-
-@pytest.fixture
-def mesh(shared: Playground) -> Iterator[Playground]:
-    """Without policies before and after."""
-    yield shared
-    for kind, name in sorted(applied):
-        shared.delete(kind, name)
-    applied.clear()
-
-
-applied: set[tuple[str, str]] = set()
-
-
-async def apply(mesh: Playground, *objects: Object) -> None:
-    for item in objects:
-        meta = item["metadata"]
-        applied.add((item["kind"], f"{meta['namespace']}/{meta['name']}"))
-    await asyncio.to_thread(mesh.apply, *objects)
 
 
 def sources(*accounts: str) -> Object:

@@ -23,9 +23,9 @@ from mesh.journal import flow
 from mesh.journal.directory import Directory
 from mesh.journal.flow import Record, Verdict
 from mesh.journal.reader import Reading
-from tests.netns.test_paths import apply, counter, goes
+from tests.netns.test_paths import counter, goes
 from tests.support.objects import authorization_policy, namespace, pod, service
-from tests.support.playground import Playground, ask, until
+from tests.support.playground import Playground, apply, ask, until
 from tests.support.sockets import echo, serving
 
 PORT = 7007

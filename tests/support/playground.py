@@ -159,6 +159,16 @@ class PodPlace(NetworkPlace):
             subprocess.run([*prefix, "delete", "table", "inet", "blackhole"], check=True)
 
 
+def _key(item: Object) -> tuple[str, str, str]:
+    meta = item["metadata"]
+    return item["kind"], meta.get("namespace", ""), meta["name"]
+
+
+async def apply(mesh: Playground, *objects: Object) -> None:
+    """Until the test ends: fixture `mesh` of tests/netns/conftest.py takes them back."""
+    await asyncio.to_thread(mesh.lend, *objects)
+
+
 class Playground:
     """One mesh; `close` takes all of it away."""
 
@@ -166,6 +176,7 @@ class Playground:
         self.paths = MeshPaths(name)
         self.directory = directory
         self._objects: dict[tuple[str, str, str], Object] = {}
+        self._lent: set[tuple[str, str, str]] = set()
 
     @classmethod
     def start(cls, *objects: Object, meshed: bool = True, env: Mapping[str, str] | None = None) -> Playground:
@@ -189,9 +200,7 @@ class Playground:
     # --- objects
 
     def _put(self, objects: Sequence[Object]) -> None:
-        for item in objects:
-            meta = item["metadata"]
-            self._objects[(item["kind"], meta.get("namespace", ""), meta["name"])] = item
+        self._objects.update((_key(item), item) for item in objects)
         self._write()
 
     def _write(self) -> None:
@@ -209,6 +218,16 @@ class Playground:
         del self._objects[(kind, where, short)]
         self._write()
         return self._apply(wait_s)
+
+    def lend(self, *objects: Object) -> None:
+        """As `apply`, until `take_back`."""
+        self._lent.update(_key(item) for item in objects)
+        self.apply(*objects)
+
+    def take_back(self) -> None:
+        for key in sorted(self._lent & self._objects.keys()):
+            self.delete(key[0], "/".join(filter(None, key[1:])))
+        self._lent.clear()
 
     def _apply(self, wait_s: float) -> list[str]:
         answer = json.loads(ask(self.paths.control, f"/apply?wait={wait_s}", "POST"))
