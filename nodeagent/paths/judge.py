@@ -84,6 +84,12 @@ class Judge:
         pod = self._pods.get(cookie)
         return None if pod is None else self._snapshot.workloads.get(pod.workload)
 
+    def address_of(self, cookie: int, version: int) -> IPAddress | None:
+        """A pod's own one of that version; None where it has none, or several of which any may be meant."""
+        pod = self._pods.get(cookie)
+        own = [ip for ip in pod.addresses if ip.version == version] if pod is not None else []
+        return own[0] if len(own) == 1 else None
+
     def at(self, ip: IPAddress) -> Workload | None:
         return self._snapshot.workload_at(ip)
 

@@ -8,9 +8,12 @@ from collections.abc import Iterable
 from typing import BinaryIO
 
 from mesh.telemetry import lines
+from mesh.telemetry.names import ServiceNames
 from nodeagent.bpf.layouts import Path
 from nodeagent.bpf.traffic_layouts import End
+from nodeagent.paths.refusals import Refusal
 from nodeagent.telemetry.kernel import Flow
+from nodeagent.telemetry.quiet import Quiet
 from nodeagent.telemetry.who import Parties
 
 _REASONS = {End.CLOSED: "ok", End.RESET: "reset", End.FAILED: "failed"}
@@ -20,13 +23,14 @@ _COUNTED = 4096
 
 class AccessLog:
     """Bypassed connections are many and of little interest to some: `bypass` writes one in so many of each source, 0
-    none. All others are written. What policy refuses is in the agent's own log, by nodeagent/paths/refusals.py."""
+    none. All others are written. A pair that policy refuses has a line a second, which counts those in between."""
 
     def __init__(self, out: BinaryIO | int, *, form: str = "text", bypass: int = 1) -> None:
         self._sink = lines.Sink(out)
         self._form = lines.form_of(form)
         self._bypass = bypass
         self._seen: Counter[int] = Counter()
+        self._quiet = Quiet()
 
     @property
     def lost(self) -> int:
@@ -35,6 +39,42 @@ class AccessLog:
     def ended(self, flows: Iterable[tuple[Flow, Parties, str, int]]) -> None:
         """(connection, its ends, name of the rule, Unix microseconds of its end)."""
         self._sink.write(self.line(*one) for one in flows if self._is_wanted(one[0]))
+
+    def refused(self, refusals: Iterable[tuple[Refusal, ServiceNames | None, int]]) -> None:
+        """(refused connect(), the service it dialled, Unix microseconds of it)."""
+        written = []
+        for one, service, unix_us in refusals:
+            more = self._quiet.take((one.source, one.source_identity, one.address, one.rule), one.time_ns)
+            if more is not None:
+                written.append(self.refusal(one, service, unix_us, more))
+        self._sink.write(written)
+
+    def refusal(self, one: Refusal, service: ServiceNames | None, unix_us: int, more: int) -> str:
+        """`more`: refusals like it that had no line since the one before."""
+        bare, text, number = self._form.bare, self._form.text, self._form.number
+        fields = [
+            bare("src.addr", lines.show(one.source_address)),
+            *self._named("src", one.source, one.source_identity),
+            bare("dst.addr", lines.show(one.address)),
+            *([text("dst.service", service.hostname)] if service else []),
+            *self._named("dst", one.destination, one.destination_identity),
+            text("direction", "outbound"),
+            number("bytes_sent", 0),
+            number("bytes_recv", 0),
+            text("duration", "0ms"),
+            bare("path", "refused"),
+            self._form.truth("mtls", False),
+            bare("reason", "denied"),
+            *([text("rule", one.rule)] if one.rule else []),
+            *([number("more", more)] if more else []),
+            text("error", "denied at connect()"),
+        ]
+        return self._put("error", unix_us, fields)
+
+    def _named(self, side: str, workload: str, identity: str) -> list[str]:
+        namespace, _, name = workload.partition("/")
+        fields = [self._form.text(f"{side}.workload", name), self._form.text(f"{side}.namespace", namespace)]
+        return (fields if name else []) + ([self._form.text(f"{side}.identity", identity)] if identity else [])
 
     def _is_wanted(self, flow: Flow) -> bool:
         if flow.pair.path is not Path.BYPASS or self._bypass == 1:

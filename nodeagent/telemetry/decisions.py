@@ -8,7 +8,7 @@ from functools import partial
 from mesh.journal import flow
 from mesh.journal.flow import Direction, Party, Verdict, party
 from mesh.journal.recorder import Recorder
-from mesh.telemetry.names import WorkloadNames
+from mesh.telemetry.names import ServiceNames, WorkloadNames
 from nodeagent.bpf.layouts import Path, SockAddr
 from nodeagent.bpf.traffic_layouts import End
 from nodeagent.paths.refusals import Refusal
@@ -24,9 +24,9 @@ def count(recorder: Recorder, one: Flow, who: Parties, rule: str, end_unix_us: i
     recorder.count((one.pair, one.rule, one.end is End.FAILED), began, partial(flow_of, one, who, rule))
 
 
-def count_refusal(recorder: Recorder, one: Refusal, unix_us: int) -> None:
-    key = (one.source, one.source_identity, one.dialled, one.address, one.rule)
-    recorder.count(key, unix_us, partial(flow_of_refusal, one))
+def count_refusal(recorder: Recorder, one: Refusal, service: ServiceNames | None, unix_us: int) -> None:
+    key = (one.source, one.source_identity, one.source_address, one.dialled, one.address, one.rule)
+    recorder.count(key, unix_us, partial(flow_of_refusal, one, service))
 
 
 def flow_of(one: Flow, who: Parties, rule: str) -> flow.Flow:
@@ -43,16 +43,19 @@ def flow_of(one: Flow, who: Parties, rule: str) -> flow.Flow:
     )
 
 
-def flow_of_refusal(one: Refusal) -> flow.Flow:
+def flow_of_refusal(one: Refusal, service: ServiceNames | None) -> flow.Flow:
     """Names as they were when it happened."""
-    address, _, port = one.address.rpartition(":")
+    source, target = one.source_address, one.address
     return flow.Flow(
         direction=Direction.OUTBOUND,
         path=flow.Path.REFUSED,
         verdict=Verdict.DENIED,
-        source=Party(ip="", identity=one.source_identity, workload=one.source),
-        destination=Party(ip=address.strip("[]"), identity=one.destination_identity, workload=one.destination),
-        port=int(port) if port.isdecimal() else 0,
+        source=Party(ip=str(source.ip) if source else "", identity=one.source_identity, workload=one.source),
+        destination=Party(
+            ip=str(target.ip) if target else "", identity=one.destination_identity, workload=one.destination
+        ),
+        port=target.port if target else 0,
+        service=service.hostname if service else "",
         rule=one.rule,
     )
 

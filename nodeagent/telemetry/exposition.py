@@ -27,6 +27,7 @@ class Reading:
     live: Mapping[str, int]
     overflowed: int
     lines_lost: int
+    refusals_lost: int
     journal_lost: int
     hits: Mapping[str, Hits]
     version: str
@@ -62,6 +63,9 @@ def _collect(reading: Reading) -> Iterable[Metric]:
     for labels, count in reading.refused.items():
         refused.add_metric(labels, count)
     yield refused
+    yield CounterMetricFamily(
+        "qanat_refusals_lost", "Those of a flood that are in no log, journal or qanat_refused.", reading.refusals_lost
+    )
     kernel = CounterMetricFamily("qanat_kernel_outcomes", "Outcomes of the kernel's programs.", labels=["reason"])
     for reason, count in reading.kernel.items():
         kernel.add_metric([reason], count)

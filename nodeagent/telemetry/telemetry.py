@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -25,6 +25,7 @@ from nodeagent.telemetry import decisions, exposition, listing
 from nodeagent.telemetry.accesslog import AccessLog
 from nodeagent.telemetry.kernel import Flow, Pair, Totals, TrafficMaps
 from nodeagent.telemetry.series import Cell, PathSeries
+from nodeagent.telemetry.waiting import Waiting
 from nodeagent.telemetry.who import Parties, Who
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Telemetry:
         self._recorder = recorder
         self.who = Who(Names(MeshSnapshot.build(0)))
         self._series = PathSeries(self.who)
-        self._refusals: deque[Refusal] = deque(maxlen=_REFUSALS_WAITING)
+        self._refusals: Waiting[Refusal] = Waiting(_REFUSALS_WAITING)
         self._refused: Counter[LabelValues] = Counter()
         self._tally = Tally()
         self._policy_page = PolicyPage(trust_domain)
@@ -78,8 +79,8 @@ class Telemetry:
         self.who.set_pods(pods)
 
     def on_refused(self, refusal: Refusal) -> None:
-        """The kernel refused a connect(). Any thread; when too many wait the oldest is dropped."""
-        self._refusals.append(refusal)
+        """The kernel refused a connect(). From one thread, any; of a flood some are counted and left out."""
+        self._refusals.put(refusal)
 
     # --- the loop
 
@@ -128,14 +129,17 @@ class Telemetry:
                 decisions.count(self._recorder, flow, who, rule, end)
 
     def _take_refusals(self, offset_ns: int) -> None:
-        for _ in range(len(self._refusals)):
-            one = self._refusals.popleft()
+        written = []
+        for one in self._refusals.take():
+            service, unix_us = self.who.service(one.dialled), (one.time_ns + offset_ns) // 1000
+            written.append((one, service, unix_us))
             labels = (one.rule, one.source, one.destination)
             known = labels in self._refused or len(self._refused) < _RULES
             self._refused[labels if known else OTHER[: len(labels)]] += 1
             self._tally.hits(one.rule, (one.time_ns + offset_ns) / 1e9).denied += 1
             if self._recorder is not None:
-                decisions.count_refusal(self._recorder, one, (one.time_ns + offset_ns) // 1000)
+                decisions.count_refusal(self._recorder, one, service, unix_us)
+        self._log.refused(written)
 
     # --- who asks
 
@@ -195,6 +199,7 @@ class Telemetry:
             live=Counter(flow.pair.path.name.lower() for flow in live),
             overflowed=self._series.overflowed,
             lines_lost=self._log.lost,
+            refusals_lost=self._refusals.lost,
             journal_lost=self._recorder.lost if self._recorder else 0,
             hits=self._tally.rules(),
             version=self._version,

@@ -62,6 +62,9 @@ class Who:
         wanted = f"{namespace}/{name}"
         return next((cookie for cookie in self._pods if self.name(cookie) == wanted), None)
 
+    def service(self, dialled: SockAddr | None) -> ServiceNames | None:
+        return None if dialled is None else self._names.service_at(dialled.ip)
+
     def parties(self, src: int, local: SockAddr | None, dst: int, remote: SockAddr, dialled: SockAddr) -> Parties:
         """`src`, `dst`: namespace cookies, 0 = not known; `local` None: not known either."""
         source, destination = self._known.get(src), self._known.get(dst)

@@ -61,8 +61,8 @@ async def denied_lines(mesh: Playground, rule: str) -> list[str]:
     """Of the destination's ztunnel, or of the client's node where the kernel knew the verdict already."""
 
     def look() -> list[str]:
-        refused = [line for line in mesh.log("nodeagent/n1").splitlines() if "connection refused by policy" in line]
-        return [line for line in (*mesh.access_log("n2"), *refused) if rule in line]
+        refused = [line for line in mesh.log("nodeagent/n1").splitlines() if " path=refused " in line]
+        return [line for line in (*mesh.access_log("n2"), *refused) if " reason=denied " in line and rule in line]
 
     return await until(f"a log line with {rule!r}", look)
 

@@ -156,10 +156,16 @@ async def test_direct_and_refused_connections_are_in_the_journal(mesh: Playgroun
             assert time.monotonic() < end
         await asyncio.to_thread(mesh.delete, "AuthorizationPolicy", "town/nobody")
 
+    (line, *_) = await until("a line", lambda: [one for one in lines(mesh, "refused") if "town/nobody" in one])
+    assert f"src.addr={client.ip4}:0 " in line and f"dst.addr={server.ip4}:{PORT} " in line
+    assert f'src.identity="{CLIENT}"' in line and f'dst.identity="{SERVER}"' in line
+    assert " mtls=false reason=denied rule=" in line
+
     def recorded() -> set[tuple[flow.Path, Verdict, str, str]]:
         admin(mesh, "/journal")  # writes down what it has
         reading = Reading(Directory(mesh.paths.node("n1") / "journal" / "nodeagent"))
         seen = [one.flow for one in reading.entries() if isinstance(one, Record)]
+        assert {f.source.ip for f in seen if f.path is flow.Path.REFUSED} <= {client.ip4}
         return {(f.path, f.verdict, f.source.identity, f.destination.workload) for f in seen} & wanted
 
     wanted = {

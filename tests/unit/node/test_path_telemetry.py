@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -14,9 +15,12 @@ from mesh.telemetry.labels import LABELS, OTHER
 from mesh.telemetry.names import Names
 from nodeagent.bpf.layouts import Path, SockAddr
 from nodeagent.bpf.traffic_layouts import End
+from nodeagent.paths.refusals import Refusal
 from nodeagent.telemetry.accesslog import AccessLog
+from nodeagent.telemetry.exposition import Reading, page
 from nodeagent.telemetry.kernel import Flow, Pair, Totals
 from nodeagent.telemetry.series import PATH_LABELS, Cell, PathSeries
+from nodeagent.telemetry.waiting import Waiting
 from nodeagent.telemetry.who import Parties, Who
 
 SERVER = SockAddr(ip_address("10.0.0.2"), 8080)
@@ -139,3 +143,67 @@ def test_what_found_no_room_in_the_kernel_is_counted_under_other() -> None:
 
     by_labels = {cell.labels: cell.opened for cell in cells}
     assert by_labels == {OTHER: 4, ("direct", *OTHER[: len(PATH_LABELS) - 1]): 4}
+
+
+REFUSAL = Refusal(
+    time_ns=5_000_000_000,
+    source="shop/client",
+    source_identity="spiffe://cluster.local/ns/shop/sa/client",
+    source_address=SockAddr(CLIENT.ip),
+    dialled=SERVER,
+    destination="shop/server",
+    destination_identity="",
+    address=SERVER,
+    rule="shop/only",
+)
+
+
+def refused(*times_ns: int, form: str = "text") -> list[str]:
+    read, write = os.pipe()
+    with os.fdopen(read) as out:
+        log = AccessLog(write, form=form)
+        for time_ns in times_ns:
+            log.refused([(replace(REFUSAL, time_ns=time_ns), None, 1)])
+        os.close(write)
+        return out.read().splitlines()
+
+
+def test_refused_connect_has_a_line_in_the_form_of_ztunnels_denials() -> None:
+    (line,) = refused(0)
+
+    assert line.split("\t")[1:4] == ["error", "access", "connection complete"]
+    assert line.split("\t")[4] == (
+        'src.addr=10.0.0.1:0 src.workload="client" src.namespace="shop"'
+        ' src.identity="spiffe://cluster.local/ns/shop/sa/client"'
+        ' dst.addr=10.0.0.2:8080 dst.workload="server" dst.namespace="shop" direction="outbound"'
+        ' bytes_sent=0 bytes_recv=0 duration="0ms" path=refused mtls=false reason=denied rule="shop/only"'
+        ' error="denied at connect()"'
+    )
+
+
+def test_flood_of_refusals_has_a_line_a_second_that_says_how_many_there_were() -> None:
+    second = 1_000_000_000
+    found = [json.loads(line) for line in refused(0, 1, 2, second - 1, second, 2 * second + 5, form="json")]
+
+    assert [one.get("more", 0) for one in found] == [0, 3, 0]
+
+
+def test_refusals_that_find_no_room_are_counted() -> None:
+    waiting: Waiting[int] = Waiting(at_most=2)
+    for number in range(5):
+        waiting.put(number)
+
+    assert (waiting.take(), waiting.lost) == ([0, 1], 3)
+    waiting.put(7)
+    assert (waiting.take(), waiting.lost) == ([7], 3)
+
+
+def test_lost_refusals_have_a_metric_of_their_own() -> None:
+    reading = Reading(
+        cells=(), refused={}, kernel={}, live={}, overflowed=0, lines_lost=0, refusals_lost=3, journal_lost=0, hits={},
+        version="0",
+    )  # fmt: skip
+
+    body, _ = page(reading, "text/plain")
+
+    assert b"\nqanat_refusals_lost_total 3.0\n" in body
