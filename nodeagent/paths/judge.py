@@ -119,22 +119,27 @@ class Judge:
         return pod.cookie if pod is not None and is_open else 0
 
     def _mode(self, src: int, source: Workload, destination: Workload) -> SameNode:
-        if src in self._strayed:
-            return SameNode.ENCRYPT
+        return SameNode.ENCRYPT if src in self._strayed else _MODES[self._settled(source, destination)]
+
+    def _settled(self, source: Workload, destination: Workload) -> same_node.SameNode:
         wishes = [same_node.wish(self._snapshot, one, self._default) for one in (source, destination)]
-        return _MODES[same_node.settle(*wishes)]
+        return same_node.settle(*wishes)
 
     def connection(
         self, src: int, source_ip: IPAddress, dst: SockAddr, dst_cookie: int, dialled: SockAddr | None
     ) -> Verdict | None:
-        """Of a direct connection as it is: None when one of its ends has left the mesh or this node."""
+        """Of a direct connection as it is: None when one of its ends has left the mesh or this node. One that policy
+        allows may not be direct any more where an end asks for encryption now: dialled again, it takes the tunnel."""
         source, destination = self.workload(src), self.workload(dst_cookie)
         if source is None or destination is None:
             return None
         service = None if dialled is None else self._snapshot.service_at(dialled.ip)
         if service is not None and service.waypoint is not None:
             return Verdict(False, service.waypoint.missing)
-        return self._index.judge(source, source_ip, destination, dst.ip, dst.port)
+        verdict = self._index.judge(source, source_ip, destination, dst.ip, dst.port)
+        if verdict.allowed and self._settled(source, destination) is same_node.SameNode.ENCRYPT:
+            return Verdict(False, f"{same_node.ANNOTATION}: encrypt")
+        return verdict
 
     def egress(self, src: int, dst: SockAddr) -> Verdict | None:
         """Of a connection that left the mesh untouched: None when no egress policy concerns it now.

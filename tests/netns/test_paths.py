@@ -245,6 +245,25 @@ async def test_restarted_agent_cuts_nothing_and_goes_on(mesh: Playground) -> Non
             await asyncio.to_thread(mesh.wait_settled)
             await goes(mesh, "direct", "town/client", server.ip4, PORT)
             assert await open_before.echo(b"still") == b"still"
+async def test_wish_for_encryption_ends_what_is_direct_and_the_next_takes_the_tunnel(mesh: Playground) -> None:
+    server = mesh.pod("town/server")
+    async with serving(server.listen(PORT), echo):
+        with await dial_until(mesh, "direct", "town/neighbour", server.ip4, PORT) as kept:
+            with await dial_until(mesh, "direct", "town/client", server.ip4, PORT) as cut:
+                assert await cut.echo(b"open") == await kept.echo(b"open") == b"open"
+
+                await asyncio.to_thread(mesh.apply, encrypted(pod("town/client", "n1")))
+                try:
+                    async with asyncio.timeout(5):
+                        with pytest.raises(ConnectionResetError):
+                            await cut.recv()
+                    await goes(mesh, "tunnel_encrypt", "town/client", server.ip4, PORT)
+                    assert await kept.echo(b"still here") == b"still here"
+                finally:
+                    await asyncio.to_thread(mesh.apply, pod("town/client", "n1"))
+        await goes(mesh, "direct", "town/client", server.ip4, PORT)
+
+
 
             await apply(mesh, authorization_policy("town/later", sources("neighbour"), app="server"))
 

@@ -321,6 +321,32 @@ def test_policy_cuts_both_ends_of_what_it_forbids_and_nothing_else(rig: Rig) -> 
     assert rig.kernel.gone == cut
 
 
+@pytest.mark.parametrize("who", ["client", "server", "namespace"])
+def test_wish_for_encryption_cuts_what_is_direct(rig: Rig, who: str) -> None:
+    rig.ask(CLIENT, "10.0.0.2", 8080)
+    live = direct_pair(CLIENT, SERVER, "10.0.0.1", "10.0.0.2", 8080, netns=(CLIENT, SERVER))
+    rig.kernel.live = live
+    wish = MappingProxyType({"qanat.io/same-node": "encrypt"})
+    pods = [replace(one, annotations=wish) if one.name == who else one for one in (client, server)]
+    shop = [Namespace("shop", annotations=wish)] if who == "namespace" else []
+
+    rig.see(mesh(*pods, namespaces=shop))
+    rig.step()
+
+    assert rig.kernel.gone == live
+
+
+def test_pod_whose_addresses_are_translated_keeps_its_open_connections(rig: Rig) -> None:
+    rig.ask(CLIENT, "10.0.0.2", 8080)
+    rig.kernel.live = direct_pair(CLIENT, SERVER, "10.0.0.1", "10.0.0.2", 8080, netns=(CLIENT, SERVER))
+
+    rig.ring.tell(EventKind.STRAYED, CLIENT, at("10.0.0.2", 8080))
+    rig.now += 20
+    rig.step()
+
+    assert rig.kernel.gone == []
+
+
 def test_connection_that_was_on_its_way_is_found_by_a_later_sweep(rig: Rig) -> None:
     rig.see(mesh(client, server, policies=[only("other", to="server")]))
     rig.step()
