@@ -4,7 +4,7 @@
  *
  * Hook:     cgroup/connect4, cgroup/connect6 (the latter sees IPv4-mapped addresses too)
  * Attached: the pods' cgroup where pods have one, else the v2 root; BPF_F_ALLOW_MULTI
- * Reads:    pods, settings, mesh_addrs, services, verdicts. Writes: sockets (role CLIENT), asked, events, counters
+ * Reads:    pods, settings, mesh_addrs, services, failing, verdicts. Writes: sockets (role CLIENT), asked, events, counters
  * Returns:  1 = go on with the address as it now stands; 0 = fail with ECONNREFUSED (EPERM before 5.18,
  *           which has no bpf_set_retval)
  * Floor:    5.15 (probed, not assumed)

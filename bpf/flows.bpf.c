@@ -5,7 +5,7 @@
  * Hook:     sockops
  * Attached: the v2 root; BPF_F_ALLOW_MULTI
  * Reads:    sockets, pod_addrs, settings, joins, moved, after_flows. Writes: flows, sockets (roles CAPTURED and SERVER;
- *           marks and what is tracked), traffic, traffic_other, closings, events, counters
+ *           marks and what is tracked), failing, traffic, traffic_other, closings, events, counters
  * Returns:  always 1; never touches `reply`, which other programs may use. Sockets of flows with the shortcut are handed
  *           on to qn_join of join.bpf.c by a tail call, so that all others cost nothing there
  * Floor:    5.15 (netns cookie and socket storage in sockops)

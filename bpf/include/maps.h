@@ -18,6 +18,7 @@ QN_MAP(SOCKMAP, listeners, __u32, __u64, QN_POD_MAX * 2, 0);
 QN_MAP(ARRAY, settings, __u32, struct qn_settings, 1, 0);
 QN_MAP(HASH, mesh_addrs, struct qn_ip, __u32 /* enum qn_mesh_kind */, QN_MESH_MAX, BPF_F_NO_PREALLOC);
 QN_MAP(HASH, services, struct qn_addr, struct qn_service, QN_SERVICE_MAX, BPF_F_NO_PREALLOC);
+QN_MAP(LRU_HASH, failing, struct qn_addr, __u64, QN_FAILING_MAX, 0);
 QN_MAP(HASH, verdicts, struct qn_verdict_key, struct qn_verdict, QN_VERDICT_MAX, BPF_F_NO_PREALLOC);
 QN_RINGBUF(events, QN_EVENTS_BYTES);
 /* When an ASK was last sent (CLOCK_MONOTONIC, ns). Writer: capture. */

@@ -53,17 +53,31 @@ static __always_inline enum qn_path qn_ask(const struct qn_choice *c, const stru
 	return QN_PATH_TUNNEL;
 }
 
-/* Draw among all endpoints of a service. Returns 0 when ztunnel has to. */
+static __always_inline int qn_is_failing(const struct qn_addr *service)
+{
+	__u64 *last = bpf_map_lookup_elem(&failing, service);
+
+	return last && bpf_ktime_get_ns() - *last < QN_FAILING_NS;
+}
+
+/* Draw among all endpoints of a service. Returns 0, counted, when ztunnel has to. */
 static __always_inline int qn_draw_endpoint(struct qn_choice *c)
 {
 	struct qn_service *s = bpf_map_lookup_elem(&services, &c->dialled);
 	__u32 k;
 
-	if (!s || !s->total)
+	if (!s || !s->total) {
+		qn_count(QN_CNT_TUNNEL_REMOTE);
 		return 0;
+	}
+	if (s->total > 1 && qn_is_failing(&c->dialled)) {
+		qn_count(QN_CNT_TUNNEL_FAILING);
+		return 0;
+	}
 	k = bpf_get_prandom_u32() % s->total;
 	if (k >= s->n || k >= QN_SERVICE_LOCAL) {
 		c->draw = QN_DRAW_ELSEWHERE;
+		qn_count(QN_CNT_TUNNEL_REMOTE);
 		return 0;
 	}
 	c->draw = QN_DRAW_HERE;
@@ -140,10 +154,8 @@ static __always_inline enum qn_path qn_choose(const struct qn_pod *pod, struct q
 			qn_count(QN_CNT_TUNNEL_ENCRYPT);
 			return QN_PATH_TUNNEL;
 		}
-		if (!qn_draw_endpoint(c)) {
-			qn_count(QN_CNT_TUNNEL_REMOTE);
+		if (!qn_draw_endpoint(c))
 			return QN_PATH_TUNNEL;
-		}
 	}
 	return qn_by_verdict(c, s->epoch);
 }

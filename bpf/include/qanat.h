@@ -196,6 +196,13 @@ struct qn_service {
 	struct qn_addr endpoints[QN_SERVICE_LOCAL];
 };
 
+/* Map `failing` (LRU hash, key qn_addr = service address and port, value __u64 = CLOCK_MONOTONIC): when a direct connection
+ * to an endpoint of it last went unanswered or was refused. For QN_FAILING_NS from then on its connections are ztunnel's,
+ * which goes on to another endpoint; where there is no other the kernel goes on. Writer: flows.
+ */
+#define QN_FAILING_MAX 1024
+#define QN_FAILING_NS 30000000000ULL
+
 /* Map `verdicts` (hash): what policy says of (source pod, destination address and target port). A missing one, and one
  * of another epoch, means ask. Writer: nodeagent.
  */
@@ -319,6 +326,7 @@ enum qn_counter {
 	QN_CNT_TUNNEL_STALE = 21,     /* capture: to ztunnel, the agent's heartbeat is too old for kernel paths */
 	QN_CNT_EVENT_LOST = 22,       /* capture, flows: the ring is full */
 	QN_CNT_IN_PASS_DIRECT = 23,   /* inbound: a direct flow its source has announced */
+	QN_CNT_TUNNEL_FAILING = 25,   /* capture: to ztunnel, an endpoint of the service has not answered lately */
 	QN_CNT_DIRECT_STRAYED = 24,   /* flows: a direct connection that was answered by somebody else */
 	QN_CNT_UNTRACKED = 32,        /* capture: no storage: a bypassed connection goes uncounted */
 	QN_CNT_TRAFFIC_FULL = 33,     /* flows: `traffic` is full: counted in `traffic_other` */

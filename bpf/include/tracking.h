@@ -139,6 +139,15 @@ static __always_inline void qn_count_moved(struct bpf_sock *sk, struct qn_closin
 		c->bytes_received += *from_server;
 }
 
+/* Nobody answered at the endpoint that was drawn for a service. */
+static __always_inline void qn_note_failure(const struct qn_socket *s, __u64 now)
+{
+	struct qn_addr service = s->addr;
+
+	if (s->path == QN_PATH_DIRECT && service.family)
+		bpf_map_update_elem(&failing, &service, &now, BPF_ANY);
+}
+
 static __always_inline void qn_report_end(const struct qn_closing *c)
 {
 	__u64 waiting = bpf_ringbuf_query(&closings, BPF_RB_AVAIL_DATA);
@@ -183,6 +192,8 @@ static __always_inline void qn_track_end(struct bpf_sock_ops *ctx, struct bpf_so
 		if (c.track.established_ns)
 			__sync_fetch_and_add(&cell->srtt_us, c.srtt_us);
 	}
+	if (c.end == QN_END_FAILED)
+		qn_note_failure(s, c.end_ns);
 	qn_report_end(&c);
 	s->start_ns = 0; /* the socket may connect again, by another path */
 }

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _MAPS = (
     *("sockets", "pods", "pod_addrs", "flows", "listeners", "settings", "counters"),
-    *("mesh_addrs", "services", "verdicts", "events", "asked"),
+    *("mesh_addrs", "services", "failing", "verdicts", "events", "asked"),
 )
 _CGROUP_OBJECTS = ("flows", "names", "capture")  # the one that redirects comes last
 _JOIN_SLOT = struct.pack("=I", 0)  # QN_AFTER_JOIN

@@ -274,6 +274,7 @@ def test_layouts_equal_the_btf_of_the_loaded_maps(mesh: Captured) -> None:
         "settings": (4, sizes["qn_settings"]),
         "mesh_addrs": (sizes["qn_ip"], 4),
         "services": (sizes["qn_addr"], sizes["qn_service"]),
+        "failing": (sizes["qn_addr"], 8),
         "verdicts": (sizes["qn_verdict_key"], sizes["qn_verdict"]),
         "asked": (sizes["qn_verdict_key"], 8),
         "counters": (4, 8),

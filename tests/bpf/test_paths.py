@@ -17,7 +17,18 @@ from ipaddress import ip_address
 
 import pytest
 
-from nodeagent.bpf.layouts import Decision, EventKind, MeshKind, Path, Paths, PodFlag, Role, SameNode, SockAddr
+from nodeagent.bpf.layouts import (
+    Decision,
+    EventKind,
+    MeshKind,
+    Path,
+    Paths,
+    PodFlag,
+    Role,
+    SameNode,
+    SockAddr,
+    pack_addr,
+)
 from nodeagent.capture import CaptureSettings
 from nodeagent.capture.destroy import destroy
 from tests.bpf.paths import RULE, Publisher
@@ -405,6 +416,55 @@ def test_translated_source_is_noticed_and_reported(both: Publisher, world: World
 def run_nft(space: Space, script: str) -> None:
     command = ["nsenter", f"--net=/run/netns/{space.name}", "nft", "-f", "-"]
     subprocess.run(command, input=script, text=True, check=True, capture_output=True)
+
+
+# --- endpoints that fail
+
+
+def refused_once(world: World, vip: str) -> int:
+    """Dials until an endpoint refuses; how often another one answered before."""
+    for answered in range(100):
+        try:
+            world.a.dial(vip, 80).close()
+        except ConnectionRefusedError:
+            return answered
+    raise AssertionError("nobody refuses")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_service_with_a_refusing_endpoint_is_left_to_ztunnel_for_a_while(
+    both: Publisher, world: World, family: int
+) -> None:
+    address = world.b.address(family)
+    with world.b.listen(ANY[family]) as server:
+        closed = port_of(server) + 1 if port_of(server) < 65535 else port_of(server) - 1
+        for port in (port_of(server), closed):
+            both.allow(world.a, world.b, port, family=family)
+        both.service(VIP[family], 80, [(address, port_of(server)), (address, closed)])
+        refused_once(world, VIP[family])
+
+        for _ in range(5):
+            assert goes_to_ztunnel(both.mesh, world.a, VIP[family], 80)
+        assert both.mesh.counter("tunnel_failing") == 5
+        with world.a.dial(address, port_of(server)):  # itself, not as an endpoint of the service
+            assert both.mesh.is_idle(world.a, 15001, family)
+
+        key = bytes(pack_addr(SockAddr(ip_address(VIP[family]), 80)))
+        long_ago = time.monotonic_ns() - 31_000_000_000
+        both.mesh.capture.map("failing").update(key, long_ago.to_bytes(8, "little"))
+        refused_once(world, VIP[family])
+
+
+def test_service_with_a_single_endpoint_goes_on_to_be_refused_directly(both: Publisher, world: World) -> None:
+    both.allow(world.a, world.b, 9)
+    both.service(VIP[4], 80, [(world.b.v4, 9)])
+
+    for _ in range(3):
+        with pytest.raises(ConnectionRefusedError):
+            world.a.dial(VIP[4], 80)
+
+    assert both.mesh.counter("direct") == 3
+    assert both.mesh.counter("tunnel_failing") == 0
 
 
 # --- cutting

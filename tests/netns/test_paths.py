@@ -222,6 +222,21 @@ async def test_local_and_remote_endpoints_are_drawn_alike(mesh: Playground) -> N
     assert await asyncio.to_thread(counter, mesh, "tunnel_remote") > 0
 
 
+async def test_refusing_endpoint_of_several_is_passed_over_after_its_first_refusal(mesh: Playground) -> None:
+    vip = mesh.vip("town/pair")
+    async with serving(mesh.pod("town/far").listen(PORT), says(b"there")):  # the one on this node refuses
+        outcomes = []
+        for _ in range(30):
+            try:
+                with await mesh.pod("town/client").dial(vip, 7) as conn:
+                    outcomes.append(await conn.recv_all())
+            except ConnectionRefusedError:
+                outcomes.append(b"refused")
+
+    assert outcomes.count(b"refused") <= 1, outcomes
+    assert outcomes.count(b"there") == 30 - outcomes.count(b"refused"), outcomes
+
+
 async def test_pod_that_asks_for_encryption_gets_the_tunnel(mesh: Playground) -> None:
     server = mesh.pod("town/server")
     await apply(mesh, encrypted(pod("town/private", "n1")))
@@ -230,21 +245,6 @@ async def test_pod_that_asks_for_encryption_gets_the_tunnel(mesh: Playground) ->
         await until("a log line of the tunnel", lambda: [x for x in mesh.access_log("n1") if "private" in x])
 
 
-async def test_restarted_agent_cuts_nothing_and_goes_on(mesh: Playground) -> None:
-    server = mesh.pod("town/server")
-    async with serving(server.listen(PORT), echo):
-        with await dial_until(mesh, "direct", "town/client", server.ip4, PORT) as open_before:
-            assert await open_before.echo(b"first") == b"first"
-            old = mesh.pid("nodeagent/n1")
-            assert old is not None
-            await asyncio.to_thread(mesh.kill, "nodeagent/n1")
-            for _ in range(20):
-                with await mesh.pod("town/client").dial(server.ip4, PORT, deadline_s=10) as conn:
-                    assert await conn.echo(b"meanwhile") == b"meanwhile"
-            await asyncio.to_thread(mesh.wait_restarted, "nodeagent/n1", old)
-            await asyncio.to_thread(mesh.wait_settled)
-            await goes(mesh, "direct", "town/client", server.ip4, PORT)
-            assert await open_before.echo(b"still") == b"still"
 async def test_wish_for_encryption_ends_what_is_direct_and_the_next_takes_the_tunnel(mesh: Playground) -> None:
     server = mesh.pod("town/server")
     async with serving(server.listen(PORT), echo):
@@ -264,6 +264,21 @@ async def test_wish_for_encryption_ends_what_is_direct_and_the_next_takes_the_tu
         await goes(mesh, "direct", "town/client", server.ip4, PORT)
 
 
+async def test_restarted_agent_cuts_nothing_and_goes_on(mesh: Playground) -> None:
+    server = mesh.pod("town/server")
+    async with serving(server.listen(PORT), echo):
+        with await dial_until(mesh, "direct", "town/client", server.ip4, PORT) as open_before:
+            assert await open_before.echo(b"first") == b"first"
+            old = mesh.pid("nodeagent/n1")
+            assert old is not None
+            await asyncio.to_thread(mesh.kill, "nodeagent/n1")
+            for _ in range(20):
+                with await mesh.pod("town/client").dial(server.ip4, PORT, deadline_s=10) as conn:
+                    assert await conn.echo(b"meanwhile") == b"meanwhile"
+            await asyncio.to_thread(mesh.wait_restarted, "nodeagent/n1", old)
+            await asyncio.to_thread(mesh.wait_settled)
+            await goes(mesh, "direct", "town/client", server.ip4, PORT)
+            assert await open_before.echo(b"still") == b"still"
 
             await apply(mesh, authorization_policy("town/later", sources("neighbour"), app="server"))
 

@@ -499,6 +499,7 @@ def test_refusal_is_told_with_both_identities_and_the_rule(rig: Rig) -> None:
     assert refusal.source_identity == "spiffe://cluster.local/ns/shop/sa/client"
     assert refusal.destination_identity == "spiffe://cluster.local/ns/shop/sa/server"
     assert refusal.rule == "no rule of shop/only allows it"
+    assert (refusal.source_address, refusal.address) == (at("10.0.0.1", 0), at("10.0.0.2", 80))
     assert rig.keeper.refusals.recent() == (refusal,)
 
 
@@ -525,7 +526,6 @@ def test_pod_that_tries_every_port_costs_only_itself(rig: Rig) -> None:
 
     assert len(rig.keeper.verdicts) == len(rig.kernel.maps["verdicts"]) == 9
     assert rig.kernel.verdict(SERVER, "10.0.0.1", 1) is not None
-    assert (refusal.source_address, refusal.address) == (at("10.0.0.1", 0), at("10.0.0.2", 80))
     assert rig.kernel.verdict(CLIENT, "10.0.0.2", 1099) is not None
     assert rig.kernel.verdict(CLIENT, "10.0.0.2", 1000) is None
 
