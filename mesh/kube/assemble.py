@@ -23,9 +23,10 @@ from mesh.kube.objects import (
     SliceObject,
 )
 from mesh.kube.settings import TranslateSettings
-from mesh.kube.workloads import service_of, workload_of
+from mesh.kube.workloads import pod_uid, service_key, service_of, workload_of
+from mesh.model.lineage import Lineage, Touched
 from mesh.model.policy import Policy, PolicyKey, key_of
-from mesh.model.snapshot import Delta, MeshSnapshot, diff
+from mesh.model.snapshot import Delta, MeshSnapshot, delta_of, diff
 from mesh.model.workload import (
     Endpoint,
     IPAddress,
@@ -34,6 +35,7 @@ from mesh.model.workload import (
     Service,
     ServiceKey,
     Workload,
+    WorkloadUid,
 )
 from mesh.policy import same_node
 
@@ -80,23 +82,37 @@ def assemble(objects: Iterable[KubeObject], settings: TranslateSettings) -> Asse
 
 
 class _Index(Generic[K]):
-    """Which objects say something about a key."""
+    """Which objects say something about a key. Mostly it is one, which needs no set."""
 
     def __init__(self) -> None:
-        self._refs: dict[K, set[ObjectRef]] = {}
+        self._refs: dict[K, ObjectRef | set[ObjectRef]] = {}
 
     def move(self, ref: ObjectRef, old: Collection[K], new: Collection[K]) -> None:
         for key in old:
             if key not in new:
-                left = self._refs[key]
-                left.discard(ref)
-                if not left:
-                    del self._refs[key]
+                self._take_out(ref, key)
         for key in new:
-            self._refs.setdefault(key, set()).add(ref)
+            self._put_in(ref, key)
+
+    def _take_out(self, ref: ObjectRef, key: K) -> None:
+        found = self._refs[key]
+        if isinstance(found, set):
+            found.discard(ref)
+            if not found:
+                del self._refs[key]
+        elif found == ref:
+            del self._refs[key]
+
+    def _put_in(self, ref: ObjectRef, key: K) -> None:
+        found = self._refs.setdefault(key, ref)
+        if isinstance(found, set):
+            found.add(ref)
+        elif found != ref:
+            self._refs[key] = {found, ref}
 
     def at(self, key: K) -> Collection[ObjectRef]:
-        return self._refs.get(key, ())
+        found = self._refs.get(key, ())
+        return (found,) if isinstance(found, ObjectRef) else found
 
     def __contains__(self, key: K) -> bool:
         return key in self._refs
@@ -127,6 +143,12 @@ class Assembler:
         self._endpoints: dict[ServiceKey, tuple[Endpoint, ...]] = {}
         self._policies: dict[PolicyKey, Policy] = {}
         self._namespaces: dict[str, Namespace] = {}
+        self._lineage = Lineage()
+        self._touched = Touched()
+        """Since the last snapshot."""
+        self._refs: dict[WorkloadUid, ObjectRef] = {}
+        self._service_refs: dict[ServiceKey, ObjectRef] = {}
+        """Of what was touched."""
         self._snapshot = MeshSnapshot.build(0)
         self._backends = Backends(self._workload_at, self._workload_named, self._selected)
 
@@ -148,21 +170,31 @@ class Assembler:
         return MappingProxyType(self._objects)
 
     def snapshot(self, epoch: int) -> tuple[MeshSnapshot, Delta]:
-        """What stands now, and what changed since the last call. The old snapshot itself when nothing did."""
-        old = self._snapshot
-        new = MeshSnapshot.build(
-            epoch,
-            self._workloads.values(),
-            self._services.values(),
-            self._endpoints,
-            self._namespaces.values(),
-            self._policies.values(),
-        )
-        delta = diff(old, new)
+        """What stands now, and what changed since the last call. The old snapshot itself when nothing did.
+
+        Costs what changed and a copy of the mappings; the first one is made from everything."""
+        old, touched = self._snapshot, self._touched
+        delta = delta_of(old, self._excerpt(epoch), touched)
+        self._touched, self._refs, self._service_refs = Touched(), {}, {}
         if delta.is_empty and old.epoch:
             return old, diff(old, old)
-        self._snapshot = new
-        return new, delta
+        place = self._lineage.add(touched) if old.epoch else self._lineage.start()
+        self._snapshot = delta.apply(old).at(place)
+        return self._snapshot, delta
+
+    def _excerpt(self, epoch: int) -> MeshSnapshot:
+        """Of what was touched."""
+        workloads = (self._workloads.get(ref) for ref in self._refs.values())
+        services = (self._services.get(ref) for ref in self._service_refs.values())
+        keys, names = self._service_refs, self._touched.namespaces
+        return MeshSnapshot.build(
+            epoch,
+            (one for one in workloads if one is not None),
+            (one for one in services if one is not None),
+            {key: self._endpoints[key] for key in keys if key in self._endpoints},
+            (self._namespaces[name] for name in names if name in self._namespaces),
+            (self._policies[key] for key in self._touched.policies if key in self._policies),
+        )
 
     # --- what an object says
 
@@ -188,8 +220,10 @@ class Assembler:
             case PolicyObject():
                 if isinstance(old, PolicyObject):
                     self._policies.pop(key_of(old.policy), None)
+                    self._touched.policies.add(key_of(old.policy))
                 if isinstance(new, PolicyObject):
                     self._policies[key_of(new.policy)] = new.policy
+                    self._touched.policies.add(key_of(new.policy))
             case _:
                 pass
 
@@ -251,6 +285,9 @@ class Assembler:
             self._workloads[ref] = new if new != old or old is None else old
         if new != old:
             dirty.services.update(self._naming(ref, old, new))
+            uid = pod_uid(self._settings, ref.namespace, ref.name)
+            self._touched.workloads.add(uid)
+            self._refs[uid] = ref
 
     def _lost_by(self, pod: PodObject, workload: Workload) -> dict[IPAddress, Conflict]:
         """An address belongs to one pod: not the terminating one, then the running, the older, the first by name. A
@@ -288,8 +325,10 @@ class Assembler:
         item = self._objects.get(ref)
         old = self._services.pop(ref, None)
         self._conflicts.pop(ref, None)
-        if old is not None:
-            self._endpoints.pop(old.key, None)
+        key = service_key(self._settings, ref.namespace, ref.name)
+        self._touched.services.add(key)
+        self._service_refs[key] = ref
+        self._endpoints.pop(key, None)
         if not isinstance(item, ServiceObject) or item.external_name:
             return
         service = service_of(item, self._namespace_of(ref), self._settings)
@@ -312,6 +351,7 @@ class Assembler:
             self._endpoints[service.key] = found
 
     def _settle_namespace(self, name: str) -> None:
+        self._touched.namespaces.add(name)
         ref = ObjectRef("Namespace", "", name)
         declared = self._objects.get(ref)
         self._conflicts.pop(ref, None)

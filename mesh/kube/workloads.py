@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from sys import intern
 
 from mesh.kube.objects import NamespaceObject, Opt, PodObject, ServiceObject
 from mesh.kube.settings import TranslateSettings
@@ -25,6 +26,10 @@ _REPLICA_SET = re.compile(r"^(.+)-[a-z0-9]{5,10}$")
 
 def pod_uid(settings: TranslateSettings, namespace: str, name: str) -> WorkloadUid:
     return WorkloadUid(f"{settings.cluster}//Pod/{namespace}/{name}")
+
+
+def service_key(settings: TranslateSettings, namespace: str, name: str) -> ServiceKey:
+    return ServiceKey(f"{namespace}/{name}.{namespace}.svc.{settings.cluster_domain}")
 
 
 def is_captured(pod: PodObject, namespace: NamespaceObject | None) -> bool:
@@ -55,7 +60,7 @@ def workload_of(pod: PodObject, namespace: NamespaceObject | None, settings: Tra
         labels=labels,
         annotations=pod.annotations,
         ports=pod.ports,
-        workload_name=workload_name,
+        workload_name=intern(workload_name),
         workload_type=workload_type,
         canonical_name=labels.get("service.istio.io/canonical-name")
         or labels.get("app.kubernetes.io/name")
@@ -101,7 +106,7 @@ def service_of(
     name, namespace = service.ref.name, service.ref.namespace
     hostname = f"{name}.{namespace}.svc.{settings.cluster_domain}"
     return Service(
-        key=ServiceKey(f"{namespace}/{hostname}"),
+        key=service_key(settings, namespace, name),
         name=name,
         namespace=namespace,
         hostname=hostname,

@@ -26,19 +26,27 @@ class Content:
         self.addresses = Mirror(kernel, "mesh_addrs")
         self.services = Mirror(kernel, "services")
         self._snapshot: MeshSnapshot | None = None
+        self._local: frozenset[WorkloadUid] = frozenset()
 
     def apply(self, snapshot: MeshSnapshot, pods: Collection[LocalPod]) -> Paths:
         """Bring the kernel there. What is taken away goes first. The paths that may be used now."""
         local = wanted.direct_pods(snapshot, pods, self._same_node)
         self._flag_pods(snapshot, pods, local)
-        if self._snapshot is None:
+        old, self._snapshot = self._snapshot, None  # until this has succeeded: else everything is looked at next time
+        delta = None if old is None or old is snapshot else diff(old, snapshot)
+        if old is None:
             self.addresses.replace(wanted.all_addresses(snapshot))
-        elif self._snapshot is not snapshot:
-            touched = wanted.touched_addresses(self._snapshot, snapshot, diff(self._snapshot, snapshot))
+        elif delta is not None:
+            touched = wanted.touched_addresses(old, snapshot, delta)
             put = wanted.entries_of(snapshot, touched)
             self.addresses.update(put, [key for key in map(wanted.address_key, touched) if key not in put])
-        self._snapshot = snapshot
-        self.services.replace(wanted.local_services(snapshot, local))
+        if old is None or local.keys() != self._local:
+            self.services.replace(wanted.local_services(snapshot, local))
+        elif delta is not None:
+            keys = wanted.touched_services(delta)
+            here = wanted.local_services(snapshot, local, keys)
+            self.services.update(here, wanted.service_keys((old, snapshot), keys) - here.keys())
+        self._snapshot, self._local = snapshot, frozenset(local)
         return Paths.DIRECT if self.problem else Paths.DIRECT | Paths.BYPASS
 
     def _flag_pods(self, snapshot: MeshSnapshot, pods: Iterable[LocalPod], direct: Container[WorkloadUid]) -> None:

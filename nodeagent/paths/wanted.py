@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from mesh.model.snapshot import Delta, MeshSnapshot
 from mesh.model.workload import Endpoint, IPAddress, Protocol, Service, ServiceKey, Workload, WorkloadUid
@@ -91,9 +91,7 @@ def touched_addresses(old: MeshSnapshot, new: MeshSnapshot, delta: Delta) -> set
             found.update(one.addresses if one is not None else ())
         if is_meshed(before) != is_meshed(after):
             moved.add(uid)
-    keys: set[ServiceKey] = {s.key for s in (*delta.added_services, *delta.changed_services)}
-    keys.update(delta.removed_services)
-    keys.update(delta.endpoints)
+    keys = touched_services(delta)
     if moved:
         keys.update(
             key for key, found_ in new.endpoints.items() if any(endpoint.workload in moved for endpoint in found_)
@@ -102,6 +100,26 @@ def touched_addresses(old: MeshSnapshot, new: MeshSnapshot, delta: Delta) -> set
         for service in (old.services.get(key), new.services.get(key)):
             found.update(service.vips if service is not None else ())
     return found
+
+
+def touched_services(delta: Delta) -> set[ServiceKey]:
+    """Services that differ, or whose endpoints do."""
+    found: set[ServiceKey] = {s.key for s in (*delta.added_services, *delta.changed_services)}
+    found.update(delta.removed_services)
+    found.update(delta.endpoints)
+    return found
+
+
+def service_keys(snapshots: Iterable[MeshSnapshot], keys: Collection[ServiceKey]) -> set[bytes]:
+    """Where these services stand in `services`, in any of the snapshots."""
+    return {
+        bytes(pack_addr(SockAddr(vip, port.port)))
+        for snapshot in snapshots
+        for key in keys
+        if (service := snapshot.services.get(key)) is not None
+        for vip in service.vips
+        for port in service.ports
+    }
 
 
 def direct_pods(snapshot: MeshSnapshot, pods: Iterable[LocalPod], default: SameNode) -> dict[WorkloadUid, LocalPod]:
@@ -114,14 +132,17 @@ def direct_pods(snapshot: MeshSnapshot, pods: Iterable[LocalPod], default: SameN
     return found
 
 
-def local_services(snapshot: MeshSnapshot, local: Mapping[WorkloadUid, LocalPod]) -> Entries:
-    """`services`: the ports with an endpoint among `local`, this node's pods that may be dialled directly.
+def local_services(
+    snapshot: MeshSnapshot, local: Mapping[WorkloadUid, LocalPod], keys: Iterable[ServiceKey] | None = None
+) -> Entries:
+    """`services`: the ports with an endpoint among `local`, this node's pods that may be dialled directly. Only of the
+    services `keys`, where given.
 
     Endpoints as ztunnel has them: ready, of the address's family where there are any. More of this node's than an entry
     holds count as elsewhere. A service with a waypoint is ztunnel's."""
     found: Entries = {}
-    for key, endpoints in snapshot.endpoints.items():
-        service = snapshot.services.get(key)
+    for key in snapshot.endpoints if keys is None else keys:
+        service, endpoints = snapshot.services.get(key), snapshot.endpoints_of(key)
         if service is None or service.waypoint is not None or not any(e.workload in local for e in endpoints):
             continue
         for vip in service.vips:

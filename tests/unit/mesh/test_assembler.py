@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Any
 
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from mesh.kube.assemble import Assembler, assemble
 from mesh.kube.objects import KubeObject, ObjectRef
 from mesh.kube.settings import TranslateSettings
+from mesh.model.snapshot import MeshSnapshot, diff
 from tests.unit.mesh.builders import Raw, endpoint_slice, namespace, parsed, pod, ready, service
 
 ADDRESSES = st.sampled_from(["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1"])
@@ -69,6 +71,26 @@ OBJECTS = (
 STEPS = st.lists(st.tuples(st.lists(OBJECTS, max_size=6), st.lists(st.integers(0, 30), max_size=3)), max_size=6)
 
 
+def look_up(snapshot: MeshSnapshot) -> None:
+    """Makes the indexes."""
+    snapshot.workload_at(ip_address("10.0.0.1"))
+    snapshot.service_at(ip_address("10.0.0.1"))
+    snapshot.on_node("n1")
+
+
+def assert_same_mesh(found: MeshSnapshot, wanted: MeshSnapshot) -> None:
+    """In what ``==`` does not look at: the order, and indexes carried over from an earlier snapshot."""
+    assert list(found.workloads) == list(wanted.workloads)
+    assert list(found.services) == list(wanted.services)
+    assert list(found.endpoints) == list(wanted.endpoints)
+    assert list(found.namespaces) == list(wanted.namespaces)
+    for ip in map(ip_address, ("10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1")):
+        assert found.workload_at(ip) == wanted.workload_at(ip)
+        assert found.service_at(ip) == wanted.service_at(ip)
+    assert found.nodes == wanted.nodes
+    assert all(found.on_node(node) == wanted.on_node(node) for node in wanted.nodes)
+
+
 @settings(max_examples=300, deadline=None)
 @given(STEPS)
 def test_history_does_not_matter(steps: list[tuple[list[Raw], list[int]]]) -> None:
@@ -79,6 +101,7 @@ def test_history_does_not_matter(steps: list[tuple[list[Raw], list[int]]]) -> No
         known = list(standing)
         gone = {known[number % len(known)] for number in numbers if known} - set(put)
         before = assembler.snapshot(1000 + epoch)[0]
+        look_up(before)
 
         assembler.update(put.values(), gone)
 
@@ -88,3 +111,5 @@ def test_history_does_not_matter(steps: list[tuple[list[Raw], list[int]]]) -> No
         assert snapshot == afresh.snapshot(1)
         assert assembler.conflicts == afresh.conflicts
         assert delta.apply(before) == snapshot
+        assert diff(before, snapshot) == delta
+        assert_same_mesh(snapshot, afresh.snapshot(1))
