@@ -10,7 +10,7 @@ import click
 
 from mesh.journal.writer import Limits
 from mesh.kube.settings import Labels, TranslateSettings, Waypoints
-from mesh.lifecycle import set_up_logging
+from mesh.lifecycle import expect_many_values, set_up_logging
 from mesh.privileges import PrivilegeError
 from mesh.sources.choice import SourceChoice, source_options
 from ztunnel import privileges
@@ -111,6 +111,7 @@ def main(
     log_format: str,
 ) -> None:
     """Carries this node's captured connections through mutual TLS."""
+    expect_many_values()
     set_up_logging(log_level, log_format)
     mesh_dir = run_dir / mesh
     config = Config(

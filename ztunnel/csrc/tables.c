@@ -57,6 +57,8 @@ static int add_workload(struct zt_tableset *t, const struct zt_workload_row *row
 	struct zt_workload *w = &t->workloads[i];
 	size_t at;
 
+	if (row->addr.family == 0) /* a hole; w is zeroed */
+		return 0;
 	if (row->addr.family != 4 && row->addr.family != 6)
 		return bad(err, cap, "workload without address", i);
 	if (row->protocol > ZT_PROTO_HBONE)
@@ -139,6 +141,10 @@ int zt_tableset_new(const struct zt_tables *rows, struct zt_tableset **out, char
 		if (t->endpoints[i].workload >= t->n_workloads || !t->endpoints[i].port ||
 		    t->endpoints[i].port > UINT16_MAX) {
 			ret = bad(err, err_cap, "endpoint with a workload or port out of range", i);
+			goto fail;
+		}
+		if (!t->workloads[t->endpoints[i].workload].addr.family) {
+			ret = bad(err, err_cap, "endpoint without a workload", i);
 			goto fail;
 		}
 	}

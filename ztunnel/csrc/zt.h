@@ -128,7 +128,7 @@ enum zt_protocol {
 	ZT_PROTO_HBONE = 1, /* tunnel to <address>:15008 */
 };
 struct zt_workload_row {
-	struct zt_addr addr;    /* port 0 */
+	struct zt_addr addr;    /* port 0; family 0 = a hole: no workload, only its number is taken */
 	uint32_t protocol;      /* enum zt_protocol */
 	uint32_t flags;         /* 0 */
 	struct zt_str identity; /* SPIFFE URI the server must prove; empty for PLAIN */

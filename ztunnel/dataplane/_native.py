@@ -22,6 +22,7 @@ from ztunnel.dataplane import _zt  # type: ignore[attr-defined]
 from ztunnel.dataplane.policy_rows import PolicyTables, PolicyVerdict
 from ztunnel.dataplane.policy_wire import STRUCTS as POLICY_STRUCTS
 from ztunnel.dataplane.policy_wire import Wire
+from ztunnel.dataplane.table_wire import TableWire, fill_addr
 from ztunnel.dataplane.values import (
     Addr,
     CoreConfig,
@@ -185,13 +186,6 @@ class _Arena:
         return made
 
 
-def _fill_addr(out: Any, ip: IPv4Address | IPv6Address, port: int = 0) -> None:
-    packed = ip.packed
-    ffi.memmove(out.ip, packed, len(packed))
-    out.port = port
-    out.family = ip.version
-
-
 # One struct zt_event, decoded as a whole: reading it field by field through cffi costs three times as much, and this is
 # the most frequent thing Python does. Addresses and names repeat, so their objects are kept.
 _EVENT = struct.Struct("=QQIBBBBqqqqQQ" + 3 * "16sHB5x" + "256s256s256s128s384s512s")
@@ -284,6 +278,7 @@ class Core:
         self._core = ffi.gc(out[0], lib.zt_core_free)
         self._event_fd = lib.zt_event_fd(self._core)
         self._batch: Any = ffi.new("struct zt_event[]", EVENT_BATCH)
+        self._tables = TableWire(ffi)
 
     def __enter__(self) -> Self:
         return self
@@ -371,36 +366,8 @@ class Core:
 
     def apply(self, tables: Tables) -> None:
         """Raises StaleTables, or InvalidArgument naming the row; the old tables stay."""
-        arena = _Arena()
-        workloads = arena.array("struct zt_workload_row", len(tables.workloads))
-        for workload, out in zip(tables.workloads, workloads, strict=True):
-            _fill_addr(out.addr, workload.addr.ip)
-            out.protocol = 1 if workload.protocol == "HBONE" else 0
-            out.identity = arena.string(workload.identity)
-            out.uid = arena.string(workload.uid)
-            out.closed = arena.string(workload.closed)
-        flat = [endpoint for service in tables.services for endpoint in service.endpoints]
-        endpoints = arena.array("struct zt_endpoint_row", len(flat))
-        for endpoint, out in zip(flat, endpoints, strict=True):
-            out.workload = endpoint.workload
-            out.port = endpoint.port
-        services = arena.array("struct zt_service_row", len(tables.services))
-        first = 0
-        for service, out in zip(tables.services, services, strict=True):
-            _fill_addr(out.vip, service.vip.ip, service.vip.port)
-            out.first_endpoint = first
-            out.n_endpoints = len(service.endpoints)
-            out.n_here = service.here
-            out.hostname = arena.string(service.hostname)
-            out.closed = arena.string(service.closed)
-            first += len(service.endpoints)
-        raw = ffi.new("struct zt_tables *")
-        raw.epoch = tables.epoch
-        raw.workloads, raw.n_workloads = workloads, len(tables.workloads)
-        raw.services, raw.n_services = services, len(tables.services)
-        raw.endpoints, raw.n_endpoints = endpoints, len(flat)
         err = ffi.new("char[]", ERROR_TEXT)
-        self._check(lib.zt_tables_apply(self._handle(), raw, err, ERROR_TEXT), err)
+        self._check(lib.zt_tables_apply(self._handle(), self._tables.fill(tables), err, ERROR_TEXT), err)
 
     def apply_policies(self, tables: PolicyTables) -> None:
         """Who may come in. Cuts what they deny. Raises StaleTables, or InvalidArgument naming the row; the old policies
@@ -429,7 +396,7 @@ class Core:
         arena = _Arena()
         addresses = arena.array("struct zt_addr", len(spec.addresses))
         for ip, out in zip(spec.addresses, addresses, strict=True):
-            _fill_addr(out, ip)
+            fill_addr(ffi, out, ip)
         listeners = arena.array("struct zt_listener_spec", len(spec.listeners))
         for listener, out in zip(spec.listeners, listeners, strict=True):
             out.fd, out.port, out.family, out.kind = listener.fd, listener.port, listener.family, listener.kind

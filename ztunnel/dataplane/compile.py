@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from ipaddress import IPv4Address, IPv6Address
 
 from mesh.model.snapshot import MeshSnapshot
-from mesh.model.workload import Endpoint, IPAddress, NetworkMode, Protocol, Service
+from mesh.model.workload import Endpoint, IPAddress, NetworkMode, Protocol, Service, Workload
 from ztunnel.dataplane.values import Addr, EndpointRow, ServiceRow, Tables, WorkloadRow
 
-_AddressKey = tuple[int, int]
+AddressKey = tuple[int, int]
+"""(family, address): sorts IPv4 before IPv6."""
 
 
 def compile_tables(snapshot: MeshSnapshot, node: str, epoch: int) -> Tables:
@@ -20,60 +23,59 @@ def compile_tables(snapshot: MeshSnapshot, node: str, epoch: int) -> Tables:
     endpoints has an empty row: refused, rather than sent somewhere else. Headless services have no rows: their clients
     dial pods. Endpoints that are captured pods of ``node`` come first and are counted.
     """
-    rows = _workload_rows(snapshot)
+    rows = {key: row for workload in snapshot.workloads.values() for key, row in rows_of_workload(workload)}
     for found in snapshot.endpoints.values():
         for endpoint in found:
-            if endpoint.healthy:
-                rows.setdefault(_key(endpoint.address), WorkloadRow(Addr(endpoint.address, 0), "TCP", "", ""))
+            key = address_key(endpoint.address)
+            if endpoint.healthy and key not in rows:
+                rows[key] = outside_row(key)
     keys = sorted(rows)
     index = {key: position for position, key in enumerate(keys)}
-    return Tables(
-        epoch=epoch,
-        workloads=tuple(rows[key] for key in keys),
-        services=_service_rows(
-            snapshot, index, {_key(a) for w in snapshot.on_node(node) if w.captured for a in w.addresses}
-        ),
-    )
+    local = {address_key(a) for w in snapshot.on_node(node) if w.captured for a in w.addresses}
+    here = {index[key] for key in local if key in index}
+    services = [
+        row for service in snapshot.services.values() for row in rows_of_service(snapshot, service, index, here)
+    ]
+    services.sort(key=lambda row: (address_key(row.vip.ip), row.vip.port))
+    return Tables(epoch=epoch, workloads=tuple(rows[key] for key in keys), services=tuple(services))
 
 
-def _key(address: IPAddress) -> _AddressKey:
+def address_key(address: IPAddress) -> AddressKey:
     return address.version, int(address)
 
 
-def _workload_rows(snapshot: MeshSnapshot) -> dict[_AddressKey, WorkloadRow]:
-    rows: dict[_AddressKey, WorkloadRow] = {}
-    for workload in snapshot.workloads.values():
-        if workload.network_mode is NetworkMode.HOST_NETWORK:
-            continue
-        tunnelled = workload.captured and workload.protocol is Protocol.HBONE
-        identity = str(workload.identity) if tunnelled else ""
-        closed = workload.waypoint.missing if workload.waypoint else ""
-        for address in workload.addresses:
-            protocol: Literal["HBONE", "TCP"] = "HBONE" if tunnelled else "TCP"
-            rows[_key(address)] = WorkloadRow(Addr(address, 0), protocol, identity, workload.uid, closed)
-    return rows
+def rows_of_workload(workload: Workload) -> Iterator[tuple[AddressKey, WorkloadRow]]:
+    if workload.network_mode is NetworkMode.HOST_NETWORK:
+        return
+    tunnelled = workload.captured and workload.protocol is Protocol.HBONE
+    identity = str(workload.identity) if tunnelled else ""
+    closed = workload.waypoint.missing if workload.waypoint else ""
+    for address in workload.addresses:
+        row = WorkloadRow(Addr(address, 0), "HBONE" if tunnelled else "TCP", identity, workload.uid, closed)
+        yield address_key(address), row
 
 
-def _service_rows(
-    snapshot: MeshSnapshot, index: dict[_AddressKey, int], local: set[_AddressKey]
-) -> tuple[ServiceRow, ...]:
-    here = {index[key] for key in local if key in index}
-    rows: list[tuple[tuple[_AddressKey, int], ServiceRow]] = []
-    for service in snapshot.services.values():
-        if not service.vips:
-            continue
-        by_port = _healthy_by_port(snapshot, service)
-        closed = service.waypoint.missing if service.waypoint else ""
-        for vip in service.vips:
-            for port in service.ports:
-                endpoints = _of_family(by_port.get(port.port, []), vip.version)
-                found = {EndpointRow(index[_key(e.address)], e.port) for e in endpoints}
-                ordered = tuple(sorted(found, key=lambda row: (row.workload not in here, row.workload, row.port)))
-                own = sum(row.workload in here for row in ordered)
-                row = ServiceRow(Addr(vip, port.port), service.hostname, ordered, closed, own)
-                rows.append(((_key(vip), port.port), row))
-    rows.sort(key=lambda pair: pair[0])
-    return tuple(row for _, row in rows)
+def outside_row(key: AddressKey) -> WorkloadRow:
+    """Of an endpoint at an address that no workload has."""
+    family, number = key
+    return WorkloadRow(Addr(IPv4Address(number) if family == 4 else IPv6Address(number), 0), "TCP", "", "")
+
+
+def rows_of_service(
+    snapshot: MeshSnapshot, service: Service, index: Mapping[AddressKey, int], here: AbstractSet[int]
+) -> Iterator[ServiceRow]:
+    """``index``: where the row of an address stands; ``here``: which of them are captured pods of this node."""
+    if not service.vips:
+        return
+    by_port = _healthy_by_port(snapshot, service)
+    closed = service.waypoint.missing if service.waypoint else ""
+    for vip in service.vips:
+        for port in service.ports:
+            endpoints = _of_family(by_port.get(port.port, []), vip.version)
+            found = {EndpointRow(index[address_key(e.address)], e.port) for e in endpoints}
+            ordered = tuple(sorted(found, key=lambda row: (row.workload not in here, row.workload, row.port)))
+            own = sum(row.workload in here for row in ordered)
+            yield ServiceRow(Addr(vip, port.port), service.hostname, ordered, closed, own)
 
 
 def _healthy_by_port(snapshot: MeshSnapshot, service: Service) -> dict[int, list[Endpoint]]:

@@ -11,10 +11,10 @@ from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import IPAddress
 from mesh.policy.egress import Addresses, hosts_of, service_addresses
 from mesh.sources import Source
-from ztunnel.dataplane.compile import compile_tables
 from ztunnel.dataplane.door import Engine
 from ztunnel.dataplane.egress import compile_egress, restricted
 from ztunnel.dataplane.hosts import HostResolver
+from ztunnel.dataplane.kept_tables import KeptTables
 from ztunnel.dataplane.policy import compile_policies
 from ztunnel.dataplane.policy_rows import PolicyTables
 from ztunnel.dataplane.values import Tables
@@ -43,6 +43,7 @@ class TableFeed:
         self._node = node
         self._on_snapshot = on_snapshot
         self._epoch = 0
+        self._tables = KeptTables(node)
         self._latest: MeshSnapshot | None = None
         self._names: Addresses = {}
         self._hosts: dict[str, str] = {}
@@ -121,7 +122,7 @@ class TableFeed:
         is_same = old.policies == snapshot.policies and old.on_node(self._node) == snapshot.on_node(self._node)
         tables = policies = egress = None
         if first or old is not snapshot:
-            tables = compile_tables(snapshot, self._node, epoch)
+            tables = self._tables.compile(snapshot, epoch)
         if first or not is_same:
             policies = compile_policies(snapshot, self._node, epoch)
         if first or not is_same or names != self._names:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,10 @@ class WorkloadRow:
     closed: str = ""
 
 
+HOLE: Final = WorkloadRow(Addr(IPv4Address(0), 0), "TCP", "", "")
+"""The row of no workload (this object itself): it only takes a number."""
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointRow:
     """``workload`` is an index into Tables.workloads, ``port`` the target port."""
@@ -80,8 +84,8 @@ class Tables:
     """All that the core looks up while forwarding; replaced whole, never edited.
 
     epoch: strictly increasing; the core refuses an older or equal one.
-    workloads: sorted by address, an address once. services: sorted by (vip, port), a pair once.
-    Made by dataplane.compile; read by csrc/tables.c.
+    workloads: an address once; HOLE is nobody, and no endpoint refers to it. services: an (address, port) once.
+    Made by dataplane.compile (sorted, no holes) or kept_tables (neither); read by csrc/tables.c.
     """
 
     epoch: int
