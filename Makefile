@@ -81,6 +81,10 @@ soak-certs: build ## DURATION (180) s of traffic while certificates, roots, cloc
 perf-paths: build ## connections without a proxy against plain TCP without a mesh
 	@$(PY) -m perf.paths
 
+.PHONY: perf-k8s
+perf-k8s: build ## one node's programs against the API of 100, 1,000 and 5,000 nodes (about eight minutes)
+	@$(PY) -m perf.k8s.scale
+
 .PHONY: images
 images: build ## build/images/qanat.tar, from this machine's files without a container engine
 	@$(PY) daemonset/images/local.py

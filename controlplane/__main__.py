@@ -11,7 +11,7 @@ import sys
 from controlplane import app, config
 from controlplane.ca.x509 import BadAuthority
 from mesh import privileges
-from mesh.lifecycle import Shutdown, set_up_logging
+from mesh.lifecycle import Shutdown, expect_many_values, set_up_logging
 from mesh.privileges import Capability
 
 log = logging.getLogger("controlplane")
@@ -25,6 +25,7 @@ async def _run(settings: config.Config) -> None:
 
 def main() -> int:
     settings = config.parse(sys.argv[1:])
+    expect_many_values()
     set_up_logging(settings.log_level, settings.log_format)
     os.umask(0o077)
     try:

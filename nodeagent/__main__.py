@@ -11,7 +11,7 @@ import click
 
 from mesh.journal.writer import Limits
 from mesh.kube.settings import Labels, TranslateSettings, Waypoints
-from mesh.lifecycle import set_up_logging
+from mesh.lifecycle import expect_many_values, set_up_logging
 from mesh.policy.same_node import SameNode
 from mesh.privileges import PrivilegeError
 from mesh.sources.choice import SourceChoice, source_options
@@ -135,6 +135,7 @@ def main(
     log_format: str,
 ) -> None:
     """Enrols this node's labelled pods: listeners in their namespaces, eBPF capture, ztunnel told."""
+    expect_many_values()
     set_up_logging(log_level, log_format)
     node_dir = run_dir / mesh / "nodes" / node
     cni = (

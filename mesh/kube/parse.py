@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One raw object (nested dicts, as YAML or JSON gives them) to one value of mesh.kube.objects."""
+"""One raw object (nested dicts, as YAML or JSON gives them) to one value of mesh.kube.objects.
+
+Names that many objects share are interned: a decoder makes a string anew for each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from sys import intern
 from types import MappingProxyType
 
 from mesh.kube import egress
@@ -78,7 +81,7 @@ def parse_object(raw: object, labels: Labels = Labels.QANAT) -> KubeObject | Ign
         namespaced, build = known
         meta = root.get("metadata")
         name = meta.get("name").name()
-        namespace = meta.get("namespace").label("default") if namespaced else ""
+        namespace = intern(meta.get("namespace").label("default")) if namespaced else ""
         ref = ObjectRef(kind, namespace, name)
         return build(ref, root, labels)
     except FieldError as error:
@@ -145,8 +148,8 @@ def _pod(ref: ObjectRef, root: Field, mode: Labels) -> PodObject:
         created=meta.get("creationTimestamp").text(""),
         terminating=meta.get("deletionTimestamp").text("") != "",
         owner=_owner(meta),
-        service_account="default" if account.value in (None, "") else account.name(),
-        node=None if node.value in (None, "") else node.name(),
+        service_account="default" if account.value in (None, "") else intern(account.name()),
+        node=None if node.value in (None, "") else intern(node.name()),
         host_network=spec.get("hostNetwork").flag(False),
         ports=_container_ports(spec),
         status=_status(root.get("status")),
@@ -158,7 +161,7 @@ def _owner(meta: Field) -> tuple[str, str] | None:
     for owner in meta.get("ownerReferences").items():
         kind, name = owner.get("kind").text(), owner.get("name").text()
         if owner.get("controller").flag(False):
-            return kind, name
+            return intern(kind), intern(name)
     return None
 
 
@@ -192,7 +195,7 @@ def _status(status: Field) -> PodStatus:
             ready = condition.get("status").text() == "True"
         elif ready is None:
             ready = False
-    return PodStatus(phase.text(""), tuple(dict.fromkeys(found)), ready)
+    return PodStatus(intern(phase.text("")), tuple(dict.fromkeys(found)), ready)
 
 
 def _service(ref: ObjectRef, root: Field, mode: Labels) -> ServiceObject:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self, TypedDict, TypeVar
 
 import httpx2 as httpx
 import msgspec
@@ -99,8 +100,11 @@ class Api:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def list_page(self, path: str, *, limit: int, token: str = "", selector: str = "") -> Page:
-        """``path``: "api/v1/pods". ``selector``: of labels. Raises ApiError."""
+    async def list_page(
+        self, path: str, *, limit: int, token: str = "", selector: str = "", fields: object = None
+    ) -> Page:
+        """``path``: "api/v1/pods". ``selector``: of labels. ``fields``: a type (mesh.kube.used) that says which are
+        wanted of each object; None: all. Raises ApiError."""
         params = {"limit": str(limit), **({"continue": token} if token else {})}
         params |= {"labelSelector": selector} if selector else {}
         body = bytearray()
@@ -113,15 +117,18 @@ class Api:
                         raise PageTooLarge(f"list {path}: {limit} objects are more than {MAX_PAGE_BYTES >> 20} MiB")
         except httpx.HTTPError as error:
             raise self._unreachable(f"list {path}", error) from error
-        found = _decoded(bytes(body), f"list {path}")
+        found = _decoded(bytes(body), f"list {path}", _decoder(_List, fields))
         meta, items = found.get("metadata"), found.get("items")
         if not isinstance(meta, dict) or not isinstance(items, list | None):
             raise ApiError(f"list {path}: the answer is not a list of objects")
         version, following = str(meta.get("resourceVersion") or ""), str(meta.get("continue") or "")
         return Page(tuple(item for item in items or () if isinstance(item, dict)), version, following)
 
-    async def watch(self, path: str, *, version: str, seconds: int) -> AsyncGenerator[WatchEvent, None]:
-        """Changes after ``version``; ends when the server ends it, after about ``seconds``. Raises ApiError."""
+    async def watch(
+        self, path: str, *, version: str, seconds: int, fields: object = None
+    ) -> AsyncGenerator[WatchEvent, None]:
+        """Changes after ``version``; ends when the server ends it, after about ``seconds``. ``fields`` as of
+        list_page(). Raises ApiError."""
         params = {
             "watch": "true",
             "allowWatchBookmarks": "true",
@@ -129,13 +136,14 @@ class Api:
             "timeoutSeconds": str(seconds),
         }
         timeout = httpx.Timeout(ANSWER_S, read=SILENCE_S)
+        decoder = _decoder(_Event, fields)
         try:
             async with self._client.stream("GET", path, params=params, timeout=timeout) as answer:
                 await _check(answer, f"watch {path}")
                 yield WatchEvent("OPENED", {}, version)
                 async with aclosing(_lines(answer, f"watch {path}")) as lines:
                     async for line in lines:
-                        yield _event(line, f"watch {path}")
+                        yield _event(line, f"watch {path}", decoder)
         except httpx.HTTPError as error:
             raise self._unreachable(f"watch {path}", error) from error
 
@@ -231,9 +239,30 @@ async def _lines(answer: httpx.Response, what: str) -> AsyncGenerator[bytes, Non
         raise ApiError(f"{what}: cut off in the middle of an event")
 
 
-def _event(line: bytes, what: str) -> WatchEvent:
-    found = _decoded(line, what)
-    kind, item = found.get("type"), found.get("object")
+T = TypeVar("T")
+
+
+class _List(TypedDict, Generic[T], total=False):
+    metadata: Any
+    items: list[T] | None
+
+
+class _Event(TypedDict, Generic[T], total=False):
+    type: Any
+    object: T | None
+
+
+@cache
+def _decoder(form: Any, fields: Any) -> msgspec.json.Decoder[Any] | None:
+    return None if fields is None else msgspec.json.Decoder(form[fields])
+
+
+def _event(line: bytes, what: str, decoder: msgspec.json.Decoder[Any] | None) -> WatchEvent:
+    found = _decoded(line, what, decoder)
+    kind = found.get("type")
+    if kind == "ERROR" and decoder is not None:
+        found = _decoded(line, what)  # its object is of another kind
+    item = found.get("object")
     if not isinstance(item, dict) or kind not in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"):
         raise ApiError(f"{what}: not an event: {line[:80]!r}")
     if kind == "ERROR":
@@ -246,9 +275,13 @@ def _event(line: bytes, what: str) -> WatchEvent:
     return WatchEvent(kind, item, version)
 
 
-def _decoded(text: bytes, what: str) -> Raw:
+def _decoded(text: bytes, what: str, decoder: msgspec.json.Decoder[Any] | None = None) -> Raw:
+    """An object that has not the form ``decoder`` expects is decoded in full: who reads it can name the field."""
     try:
-        found = msgspec.json.decode(text)
+        try:
+            found = msgspec.json.decode(text) if decoder is None else decoder.decode(text)
+        except msgspec.ValidationError:
+            found = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise ApiError(f"{what}: not JSON: {error}") from error
     if not isinstance(found, dict):

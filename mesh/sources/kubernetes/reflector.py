@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import Enum
+from sys import intern
 from typing import Protocol
 
 from mesh.lifecycle import backoff
@@ -27,12 +28,14 @@ ABSENT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """``optional``: a CRD that need not be installed."""
+    """``optional``: a CRD that need not be installed. ``fields``: which are read of an object (mesh.kube.used); None:
+    all."""
 
     kind: str
     version: str
     plural: str
     optional: bool = False
+    fields: object = None
 
     @property
     def path(self) -> str:
@@ -131,7 +134,7 @@ class Reflector:
         items: dict[tuple[str, str], object] = {}
         token = ""
         while True:
-            page = await api.list_page(self.resource.path, limit=self._limit, token=token)
+            page = await api.list_page(self.resource.path, limit=self._limit, token=token, fields=self.resource.fields)
             self.heard_at = time.monotonic()
             for raw in page.items:
                 items[_name(raw)] = self._sink.take(self._typed(raw))
@@ -147,7 +150,8 @@ class Reflector:
         """The version reached when the server has ended the watch. Raises _Interrupted, Gone, NotServed."""
         seconds = random.randint(*WATCH_S)
         try:
-            async with aclosing(api.watch(self.resource.path, version=version, seconds=seconds)) as events:
+            watching = api.watch(self.resource.path, version=version, seconds=seconds, fields=self.resource.fields)
+            async with aclosing(watching) as events:
                 async for event in events:
                     version = event.version
                     self._heard()
@@ -183,4 +187,4 @@ def _name(raw: Raw) -> tuple[str, str]:
     meta = raw.get("metadata")
     if not isinstance(meta, dict):
         return "", ""
-    return str(meta.get("namespace") or ""), str(meta.get("name") or "")
+    return intern(str(meta.get("namespace") or "")), str(meta.get("name") or "")

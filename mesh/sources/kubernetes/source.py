@@ -16,6 +16,7 @@ from mesh.kube.fields import path_text
 from mesh.kube.objects import KubeObject, ObjectError, ObjectRef, PolicyObject
 from mesh.kube.parse import Ignored, parse_object
 from mesh.kube.settings import TranslateSettings
+from mesh.kube.used import NamespaceFields, PodFields, ServiceFields, SliceFields
 from mesh.sources import SourceError, SourceUpdate
 from mesh.sources.kubernetes.api import Api, Raw
 from mesh.sources.kubernetes.checkpoint import Checkpoint, CheckpointError, Line
@@ -25,10 +26,10 @@ from mesh.sources.kubernetes.written import keep_policy, written
 log = logging.getLogger(__name__)
 
 RESOURCES = (
-    Resource("Namespace", "v1", "namespaces"),
-    Resource("Pod", "v1", "pods"),
-    Resource("Service", "v1", "services"),
-    Resource("EndpointSlice", "discovery.k8s.io/v1", "endpointslices"),
+    Resource("Namespace", "v1", "namespaces", fields=NamespaceFields),
+    Resource("Pod", "v1", "pods", fields=PodFields),
+    Resource("Service", "v1", "services", fields=ServiceFields),
+    Resource("EndpointSlice", "discovery.k8s.io/v1", "endpointslices", fields=SliceFields),
     Resource("AuthorizationPolicy", "security.istio.io/v1", "authorizationpolicies", optional=True),
     Resource("EgressPolicy", "qanat.io/v1alpha1", "egresspolicies", optional=True),
     Resource("PeerAuthentication", "security.istio.io/v1", "peerauthentications", optional=True),
