@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from mesh.model.workload import IPAddress
 from mesh.protocol.messages import FLOWS_MAP, PORT_OUTBOUND, SOCKETS_MAP, ListenerName, SocketKind
+from nodeagent.bpf.loader import Loaded
 from nodeagent.bpf.probe import CheckResult
 from nodeagent.bpf.probe import run as run_probe
 from nodeagent.capture import (
@@ -26,11 +29,14 @@ from nodeagent.capture.trial import LIMITS
 from nodeagent.config import Config
 from nodeagent.pods.seam import KernelError, ShortcutStatus
 from nodeagent.telemetry.kernel import TrafficMaps
+from nodeagent.threads import to_its_end
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_LOADING = 2
+"""Pods whose programs are being loaded at a time: BCC takes a core each."""
 _KINDS = {"watch": SocketKind.WATCH, "replay": SocketKind.REPLAY}
 
 
@@ -39,6 +45,7 @@ class CaptureKernel:
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
+        self._loading = asyncio.Semaphore(_LOADING)
 
     @classmethod
     def open(cls, config: Config) -> Self:
@@ -82,11 +89,14 @@ class CaptureKernel:
             _translated("guard the listener", guard, made.fds[PORT_OUTBOUND, family])
         return found
 
-    def capture(
+    async def capture(
         self, cookie: int, netns_fd: int, addresses: tuple[IPAddress, ...], listeners: Mapping[ListenerName, int]
     ) -> None:
         listening = {(name.port, name.family): fd for name, fd in listeners.items() if name.kind is SocketKind.LISTEN}
-        _translated("capture", self._capture.enroll, PodCapture(cookie, netns_fd, addresses, listening))
+        async with self._loading:
+            inbound = await to_its_end(lambda: _translated("capture", self._capture.load_inbound, cookie), _close)
+        with inbound or contextlib.nullcontext():
+            _translated("capture", self._capture.enroll, PodCapture(cookie, netns_fd, addresses, listening), inbound)
 
     def release(self, cookie: int) -> None:
         _translated("release", self._capture.unenroll, cookie)
@@ -123,6 +133,11 @@ class CaptureKernel:
 def probe() -> Sequence[CheckResult]:
     """What this kernel offers: nodeagent.bpf.probe's results."""
     return run_probe()
+
+
+def _close(loaded: Loaded | None) -> None:
+    if loaded is not None:
+        loaded.close()
 
 
 def _translated(what: str, act: Callable[..., T], *args: Any) -> T:

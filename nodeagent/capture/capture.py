@@ -184,15 +184,26 @@ class Capture:
 
     # --- pods
 
-    def enroll(self, pod: PodCapture) -> None:
+    def load_inbound(self, cookie: int) -> Loaded | None:
+        """The slow part of enroll() (half a second of BCC), from any thread: the program of a pod's namespace. None:
+        it is attached already. The caller closes it. Raises CaptureError."""
+        if cookie in self._linked:
+            return None
+        try:
+            return self._inbound_object(cookie)
+        except OSError as error:
+            raise CaptureError(f"enrol pod (netns cookie {cookie}): {error}") from error
+
+    def enroll(self, pod: PodCapture, inbound: Loaded | None = None) -> None:
         """Capture on, or brought up to date. Order: listeners, then the entry that both directions ask for, then the
-        inbound link. Idempotent. Raises CaptureError; what was done stays and is completed by the next call."""
+        inbound link. Idempotent. `inbound`: of load_inbound(), else it is loaded now. Raises CaptureError; what was
+        done stays and is completed by the next call."""
         if len(pod.addrs) > layouts.POD_ADDRS:
             raise CaptureError(f"a pod has at most {layouts.POD_ADDRS} addresses, not {len(pod.addrs)}")
         with self.paths.pods_lock:
-            self._enroll(pod)
+            self._enroll(pod, inbound)
 
-    def _enroll(self, pod: PodCapture) -> None:
+    def _enroll(self, pod: PodCapture, inbound: Loaded | None) -> None:
         before = self.pods()
         known = before.get(pod.cookie)
         slot = known.slot if known else self._free_slot(before.values())
@@ -211,16 +222,16 @@ class Capture:
                 entry.addrs[at] = layouts.pack_addr(SockAddr(ip))
                 self._maps["pod_addrs"].update(layouts.pack_pod_address(ip), _cookie_key(pod.cookie))
             self._maps["pods"].update(_cookie_key(pod.cookie), bytes(entry))
-            self._ensure_inbound(pod)
+            self._ensure_inbound(pod, inbound)
         except OSError as error:
             raise CaptureError(f"enrol pod (netns cookie {pod.cookie}): {error}") from error
 
-    def _ensure_inbound(self, pod: PodCapture) -> None:
+    def _ensure_inbound(self, pod: PodCapture, inbound: Loaded | None) -> None:
         if pod.cookie in self._linked:
             return
         path = self.pins.inbound(pod.cookie)
         pins.drop_link(path)  # a leftover that could not be refreshed
-        with self._inbound_object(pod.cookie) as loaded:
+        with inbound or self._inbound_object(pod.cookie) as loaded:
             with Link.attach(loaded.prog_fd("qn_inbound"), pod.netns_fd, loader.SK_LOOKUP) as link:
                 link.pin(path)
         self._linked.add(pod.cookie)

@@ -30,6 +30,7 @@ from nodeagent.paths.refusals import Refusal, Refusals
 from nodeagent.paths.seam import EventRing, PathKernel
 from nodeagent.paths.verdicts import Verdicts
 from nodeagent.pods.seam import LocalPod
+from nodeagent.threads import to_its_end
 
 log = logging.getLogger(__name__)
 
@@ -64,16 +65,6 @@ class PathStatus:
     cut: int
     strayed: tuple[str, ...]
     problem: str
-
-
-async def _to_its_end(act: Callable[[EventRing], None], ring: EventRing) -> None:
-    """In a thread; when cancelled, not before it has ended: it uses what the caller is about to close."""
-    running = asyncio.ensure_future(asyncio.to_thread(act, ring))
-    try:
-        await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
 
 
 class PathKeeper:
@@ -159,7 +150,7 @@ class PathKeeper:
                         await self._wake.wait()
                 loop.remove_reader(ring.fd)  # it stays readable until the round has read it
                 self._wake.clear()  # before the round: what comes in during it is for the next
-                await _to_its_end(self.round, ring)
+                await to_its_end(lambda: self.round(ring))
         finally:
             loop.remove_reader(ring.fd)
             ring.close()

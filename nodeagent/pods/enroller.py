@@ -257,7 +257,7 @@ class Enroller:
                 except PodRefused as error:
                     refused = str(error)
             if not entry.is_captured:
-                self._kernel.capture(handle.cookie, handle.netns_fd, handle.info.addresses, handle.listeners)
+                await self._kernel.capture(handle.cookie, handle.netns_fd, handle.info.addresses, handle.listeners)
                 entry.is_captured = True
             if refused:
                 raise PodRefused(refused)

@@ -36,7 +36,7 @@ class LocalPod:
 
 
 class Kernel(Protocol):
-    """Blocking but quick (milliseconds)."""
+    """Blocking but quick (milliseconds), except for what is awaited."""
 
     @property
     def maps(self) -> Mapping[str, int]:
@@ -49,7 +49,7 @@ class Kernel(Protocol):
         """Listening sockets inside the namespace, and those that watch and answer SYNs; the caller owns them.
         Raises KernelError."""
 
-    def capture(
+    async def capture(
         self, cookie: int, netns_fd: int, addresses: tuple[IPAddress, ...], listeners: Mapping[ListenerName, int]
     ) -> None:
         """Outbound and inbound capture on, or brought up to date for a pod that has it. Raises KernelError."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 from collections.abc import Iterator
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from mesh.protocol.messages import ListenerName
 from nodeagent.bpf import bcc_object
 from nodeagent.bpf.bcc_object import BccMissing, BccObject
 from nodeagent.bpf.loader import BpfError, Loaded, Map, MapInfo, Object, program_info
 from nodeagent.capture import CaptureError, CaptureSettings, purge
 from nodeagent.capture.mounts import BPFFS
+from nodeagent.kernel import CaptureKernel
 from tests.bpf import test_inbound, test_outbound
 from tests.bpf.world import Captured, World, eventually
 
@@ -120,6 +123,25 @@ def test_agent_may_change_its_loader_under_traffic(world: World) -> None:
         with world.a.dial("203.0.113.7", 81) as client, mesh.accept(world.a, 15001) as taken:
             assert taken.getsockname() == client.getpeername() == ("203.0.113.7", 81)
         eventually(lambda: mesh.flows() == 0, "flows left")
+
+
+async def test_event_loop_goes_on_while_a_pod_is_enrolled(world: World) -> None:
+    settings = CaptureSettings(node_netns=world.node.cookie, loader="bcc")
+    with Captured(world, settings) as mesh:
+        pod = mesh.pod(world.b)
+        listeners = {ListenerName(port, family): fd for (port, family), fd in pod.listeners.items()}
+        enrolling = asyncio.create_task(
+            CaptureKernel(mesh.capture).capture(pod.cookie, pod.netns_fd, pod.addrs, listeners)
+        )
+        turns = 0
+        while not enrolling.done():
+            turns += 1
+            await asyncio.sleep(0)
+        await enrolling
+
+        assert turns > 100, turns
+        with world.b.dial("203.0.113.7", 80), mesh.accept(world.b, 15001) as taken:
+            assert taken.getsockname() == ("203.0.113.7", 80)
 
 
 @pytest.fixture(scope="module")

@@ -159,7 +159,7 @@ class FakeKernel:
                 found[ListenerName(port, 4)] = sock.detach()
         return found
 
-    def capture(
+    async def capture(
         self, cookie: int, netns_fd: int, addresses: tuple[IPAddress, ...], listeners: Mapping[ListenerName, int]
     ) -> None:
         self.order.append("capture on")
