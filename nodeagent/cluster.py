@@ -50,7 +50,9 @@ class ClusterNode:
         """Of the plugin's place in the configuration."""
         runtime = CriRuntime(cri_socket) if cri_socket else None
         self.pods = RuntimePods(runtime, lambda: self._snapshot.on_node(node))
-        admission = Admission(self.pods, self._workload_of, enroller.is_captured, enroller.problem_of)
+        admission = Admission(
+            self.pods, self._workload_of, enroller.is_captured, enroller.problem_of, enroller.is_served
+        )
         self._server = CniServer(cni.socket, admission.handle) if cni else None
 
     def parts(self) -> dict[str, Callable[[], Awaitable[None]]]:

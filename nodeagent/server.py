@@ -1,7 +1,8 @@
 """The node-message server: tells every connected ztunnel which pods it handles.
 
-The newest connection gets additions; deletions go to all, since an older ztunnel may still be draining. Once a newer
-one has acknowledged the whole snapshot, the older ones are told to drain.
+The newest ztunnel gets additions; deletions go to all, since an older one may still be draining. Once a newer one has
+acknowledged the whole snapshot, the older ones are told to drain. Newer is the process that was started later: after a
+restart of the agent they may come back in any order.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from mesh.protocol.seqpacket import (
     listen,
 )
 from nodeagent.pods.handle import PodHandle
+from nodeagent.pods.procfs import started
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +61,11 @@ class PodRefused(Exception):
 class Peer:
     """One connected ztunnel: one request at a time, one response each."""
 
-    def __init__(self, endpoint: Endpoint, hello: Hello, number: int) -> None:
+    def __init__(self, endpoint: Endpoint, hello: Hello, number: int, started: float) -> None:
         self.hello = hello
         self.number = number
         self.pid = endpoint.peer_pid
+        self.started = started
         self.since = time.time()
         self.acked: dict[str, PodHandle] = {}
         self.is_synced = False
@@ -186,8 +189,11 @@ class ZdsServer:
         prepare: Callable[[list[tuple[Held, Descriptors]]], Awaitable[None]],
         drain_ms: int,
         clock: Callable[[], float] = time.monotonic,
+        started: Callable[[int], float] = started,
     ) -> None:
+        """`started(pid)`: when a process was started, in seconds of whatever clock."""
         self._path = path
+        self._started = started
         self._maps = maps
         self._prepare = prepare
         self._drain_ms = drain_ms
@@ -290,8 +296,9 @@ class ZdsServer:
     async def _serve(self, endpoint: Endpoint) -> None:
         data, fds = await endpoint.recv(limit=MAX_MESSAGE_PLAIN)
         fds.close()
-        peer = Peer(endpoint, decode_hello(data), next(self._numbers))
+        peer = Peer(endpoint, decode_hello(data), next(self._numbers), self._started(endpoint.peer_pid))
         self._peers.append(peer)
+        self._peers.sort(key=lambda one: one.started)  # the order of arrival for those that are not told apart
         self.without_peer_since = None
         log.info("ztunnel connected", extra={"pid": peer.pid, "qanat": peer.hello.qanat})
         try:
@@ -334,7 +341,8 @@ class ZdsServer:
         peer.is_synced = True
         self.changed.set()
         log.info("ztunnel has the snapshot", extra={"pid": peer.pid, "pods": len(peer.acked)})
-        for older in self._peers[: self._peers.index(peer)]:
+        newest = next(one for one in reversed(self._peers) if one.is_synced)
+        for older in self._peers[: self._peers.index(newest)]:
             if older.hello.qanat and not older.is_draining:
                 older.is_draining = True
                 await self._drain(older)

@@ -158,6 +158,7 @@ class Ztunnel:
         self._access_log.set_names(names)
         if self.journal:
             self.journal.set_names(names)
+        self.pods.retire(one.pod_uid for one in snapshot.on_node(self._config.node) if one.terminating)
 
     def _on_pods(self) -> None:
         wanted = self.pods.identities()

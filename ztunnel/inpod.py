@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +82,7 @@ class LocalPods:
         self._on_change = on_change
         self._ids = itertools.count(1)
         self._pods: dict[str, LocalPod] = {}
+        self._retired: set[str] = set()
         self.started = 0
         self.stopped = 0
 
@@ -146,8 +147,19 @@ class LocalPods:
             close_all(given)
             raise
 
+    def retire(self, uids: Iterable[str]) -> None:
+        """Pods that have been told to end. They go on until the agent deletes them, when their network is about to go:
+        by then nobody shall want anything more of the tunnels to them."""
+        for uid in uids:
+            pod = self._pods.get(uid)
+            if pod is not None and uid not in self._retired:
+                self._engine.retire_pod(pod.id)
+                self._retired.add(uid)
+                log.info("pod ends; its peers are told", extra={"pod": pod.info})
+
     def delete(self, uid: str, drain_ms: int) -> None:
         """Unknown uids are fine: the other side only wants it gone."""
+        self._retired.discard(uid)
         pod = self._pods.pop(uid, None)
         if pod is None:
             return

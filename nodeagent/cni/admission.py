@@ -12,7 +12,7 @@ from typing import Protocol
 from mesh.model.workload import NetworkMode, Workload
 from nodeagent.cni.request import CniRequest, Command
 from nodeagent.pods.discovery import netns_id
-from nodeagent.pods.plan import ObservedPod
+from nodeagent.pods.plan import NetnsId, ObservedPod
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,8 @@ KNOWN_S = 10.0
 LOOK_S = 0.02
 CAPTURED_S = 20.0
 """Below kubelet's own patience (2 min), so that it gets our reason instead of a timeout."""
+GONE_S = 2.0
+"""A pod that ends waits so long for its tunnels to be closed, while it still has a network."""
 
 
 class NotAdmitted(Exception):
@@ -28,26 +30,29 @@ class NotAdmitted(Exception):
 
 
 class Pods(Protocol):
-    def announce(self, pod: ObservedPod) -> None: ...
+    def announce(self, pod: ObservedPod, sandbox: str) -> None: ...
 
-    def withdraw(self, uid: str) -> None: ...
+    def withdraw(self, uid: str, sandbox: str) -> None: ...
 
 
 class Admission:
-    """`workload_of(namespace, name, uid)`: as the API has it now, None while it does not. `is_captured(uid)`: capture
-    stands. `problem_of(uid)`: why it does not, empty where nothing is known."""
+    """`workload_of(namespace, name, uid)`: as the API has it now, None while it does not. `is_captured(uid, netns)`:
+    capture stands in that very namespace: a pod may have had another sandbox a moment ago. `problem_of(uid)`: why it
+    does not, empty where nothing is known. `is_served(netns)`: a ztunnel may still have tunnels there."""
 
     def __init__(
         self,
         pods: Pods,
         workload_of: Callable[[str, str, str], Workload | None],
-        is_captured: Callable[[str], bool],
+        is_captured: Callable[[str, NetnsId], bool],
         problem_of: Callable[[str], str],
+        is_served: Callable[[NetnsId], bool],
     ) -> None:
         self._pods = pods
         self._workload_of = workload_of
         self._is_captured = is_captured
         self._problem_of = problem_of
+        self._is_served = is_served
 
     async def handle(self, request: CniRequest) -> None:
         """Returns when the plugin may. Raises NotAdmitted."""
@@ -55,7 +60,7 @@ class Admission:
             case Command.ADD:
                 await self._add(request)
             case Command.DEL:
-                self._pods.withdraw(request.uid)
+                await self._delete(request)
             case Command.CHECK:
                 self._check(request)
 
@@ -71,12 +76,20 @@ class Admission:
                 f"network namespace {request.netns} cannot be found (is /run/netns mounted in the agent?)"
             )
         self._pods.announce(
-            ObservedPod(request.namespace, request.name, uid, request.netns, place, addresses=request.addresses)
+            ObservedPod(request.namespace, request.name, uid, request.netns, place, addresses=request.addresses),
+            request.container,
         )
-        if not await _until(lambda: self._is_captured(uid), CAPTURED_S):
+        if not await _until(lambda: self._is_captured(uid, place), CAPTURED_S):
             why = self._problem_of(uid) or "no answer from the kernel side"
             raise NotAdmitted(f"capture does not stand after {CAPTURED_S:g} s: {why}")
         log.info("pod admitted", extra={"pod": f"{request.namespace}/{request.name}", "uid": uid})
+
+    async def _delete(self, request: CniRequest) -> None:
+        """Containers have ended; the network goes when we return."""
+        self._pods.withdraw(request.uid, request.container)
+        place = netns_id(request.netns) if request.netns else None
+        if place is not None and not await _until(lambda: not self._is_served(place), GONE_S):
+            log.info("a pod's network goes before its tunnels", extra={"request": request})
 
     async def _known(self, request: CniRequest) -> Workload:
         found: list[Workload] = []
@@ -95,8 +108,12 @@ class Admission:
 
     def _check(self, request: CniRequest) -> None:
         workload = self._workload_of(request.namespace, request.name, request.uid)
-        if workload is not None and workload.captured and not self._is_captured(workload.pod_uid or request.uid):
-            raise NotAdmitted(self._problem_of(workload.pod_uid or request.uid) or "the pod is not captured")
+        if workload is None or not workload.captured:
+            return
+        uid = workload.pod_uid or request.uid
+        place = netns_id(request.netns) if request.netns else None
+        if place is None or not self._is_captured(uid, place):
+            raise NotAdmitted(self._problem_of(uid) or "the pod is not captured")
 
 
 async def _until(holds: Callable[[], bool], seconds: float) -> bool:

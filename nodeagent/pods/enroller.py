@@ -94,6 +94,7 @@ class Enroller:
         self._waiting: tuple[Waiting, ...] = ()
         self._entries: dict[str, _Entry] = {}
         self._held: dict[NetnsId, PodHandle] = {}
+        self._leaving: set[NetnsId] = set()
         self._to_settle: set[str] = set()
         """Held by a ztunnel while our view was stale."""
         self._wake = asyncio.Event()
@@ -312,6 +313,13 @@ class Enroller:
 
     async def _unenroll(self, gone: Unenroll) -> None:
         entry = self._entries.pop(gone.uid)
+        self._leaving.add(entry.pod.netns_id)
+        try:
+            await self._take_off(entry, gone)
+        finally:
+            self._leaving.discard(entry.pod.netns_id)
+
+    async def _take_off(self, entry: _Entry, gone: Unenroll) -> None:
         log.info("pod released", extra={"pod": entry.pod.info, "why": gone.why})
         handle = entry.handle
         if handle is None:
@@ -369,10 +377,14 @@ class Enroller:
         assert self._server is not None  # the app attaches it before anything runs
         return self._server
 
-    def is_captured(self, uid: str) -> bool:
-        """Capture stands: no connection of the pod gets by uncaptured."""
+    def is_captured(self, uid: str, netns: NetnsId) -> bool:
+        """Capture stands in that namespace: no connection of the pod gets by uncaptured."""
         entry = self._entries.get(uid)
-        return entry is not None and entry.is_captured
+        return entry is not None and entry.is_captured and entry.pod.netns_id == netns
+
+    def is_served(self, netns: NetnsId) -> bool:
+        """There is something of ours in that namespace, or ztunnel has not yet said that there is not."""
+        return netns in self._leaving or any(entry.pod.netns_id == netns for entry in self._entries.values())
 
     def problem_of(self, uid: str) -> str:
         """Why not, where that is known."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 
 _POD = re.compile(r"pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12})")
@@ -19,6 +20,15 @@ def pod_uid_of(cgroup: str) -> str | None:
     """The uid in the text of ``/proc/<pid>/cgroup``; None for a process of no pod."""
     found = _POD.search(cgroup)
     return found.group(1).replace("_", "-") if found else None
+
+
+def started(pid: int, proc: Path = Path("/proc")) -> float:
+    """When a process was started, in seconds since boot; of one that is not ours to see, now."""
+    try:
+        fields = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()  # its name may hold anything
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def namespaces(proc: Path = Path("/proc")) -> dict[str, Path]:

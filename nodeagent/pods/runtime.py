@@ -34,19 +34,21 @@ class RuntimePods:
         self._runtime = runtime
         self._workloads = workloads
         self._proc = proc
-        self._announced: dict[str, ObservedPod] = {}
+        self._announced: dict[str, tuple[ObservedPod, str]] = {}
         self._wake = asyncio.Event()
         self._error = ""
 
-    def announce(self, pod: ObservedPod) -> None:
+    def announce(self, pod: ObservedPod, sandbox: str) -> None:
         """The CNI plugin is making this pod: it counts until the runtime lists it or it is withdrawn."""
-        self._announced[pod.uid] = pod
+        self._announced[pod.uid] = pod, sandbox
         self._wake.set()
 
-    def withdraw(self, uid: str) -> None:
-        """Unknown uids are fine: plugins delete more than once."""
-        if self._announced.pop(uid, None) is not None:
-            self._wake.set()
+    def withdraw(self, uid: str, sandbox: str) -> None:
+        """Unknown uids are fine: plugins delete more than once, and late. What a newer sandbox of the pod has announced
+        stays."""
+        if self._announced.get(uid, (None, ""))[1] == sandbox:
+            del self._announced[uid]
+        self._wake.set()
 
     def wake(self) -> None:
         self._wake.set()
@@ -75,7 +77,7 @@ class RuntimePods:
         if error != self._error:
             (log.warning if error else log.info)("container runtime: %s", error or "answers")
             self._error = error
-        for uid, announced in list(self._announced.items()):
+        for uid, (announced, _) in list(self._announced.items()):
             found = pods.get(uid)
             if found is not None and found.netns_id == announced.netns_id:
                 # What the plugin has told stays true and is known sooner than the runtime's.

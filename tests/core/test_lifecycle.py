@@ -191,6 +191,52 @@ def test_a_deleted_pod_may_finish_within_its_time(rig: Rig) -> None:
     sock.close()
 
 
+@pytest.mark.parametrize("config", [CoreConfig(workers=1)])
+def test_a_pod_about_to_end_gets_no_more_on_old_tunnels_and_serves_on(rig: Rig) -> None:
+    vip, port = rig.web()
+    counters = rig.server.core.counters
+    with rig.dial(vip, port) as idle:
+        assert echoes(idle)
+    held = rig.dial(vip, port)
+    assert echoes(held)
+    assert counters().tunnels_in_live == 1
+
+    rig.server.core.retire_pod(1)
+    rig.server.core.retire_pod(1)
+
+    with rig.dial(vip, port) as fresh:  # before or after the notice: somebody serves it
+        assert echoes(fresh)
+    until("a second tunnel for what is new", lambda: _speaks(rig, vip, port) and counters().tunnels_in_live == 2)
+    assert echoes(held)
+    held.close()
+    with rig.dial(vip, port) as later:
+        assert echoes(later)
+        until("the old tunnel has ended with its last stream", lambda: counters().tunnels_in_live == 1)
+        assert echoes(later)
+    assert rig.client.core.counters().tunnels_out_total == 2
+    with pytest.raises(NotFound):
+        rig.server.core.retire_pod(7)
+
+
+def _speaks(rig: Rig, vip: str, port: int) -> bool:
+    with rig.dial(vip, port) as sock:
+        return echoes(sock)
+
+
+@pytest.mark.parametrize("config", [CoreConfig(workers=1)])
+def test_tunnels_without_streams_end_when_their_pod_is_about_to(rig: Rig) -> None:
+    vip, port = rig.web()
+    with rig.dial(vip, port) as sock:
+        assert echoes(sock)
+
+    rig.server.core.retire_pod(1)
+
+    until("ended", lambda: rig.server.core.counters().tunnels_in_live == 0)
+    until("ended", lambda: rig.client.core.counters().tunnels_out_live == 0)
+    with rig.dial(vip, port) as sock:
+        assert echoes(sock)
+
+
 def test_a_lost_tunnel_is_a_reset_for_its_connections(rig: Rig) -> None:
     vip, port = rig.web()
     sock = rig.dial(vip, port)

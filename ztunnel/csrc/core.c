@@ -511,6 +511,16 @@ int zt_pod_del(struct zt_core *core, uint64_t id, uint32_t drain_ms)
 	return ret;
 }
 
+int zt_pod_retire(struct zt_core *core, uint64_t id)
+{
+	struct zt_msg m = { .kind = ZT_M_POD_RETIRE, .id = id };
+	size_t at;
+
+	if (core->stopped)
+		return -ZT_ESTATE;
+	return pod_known(core, id, &at) ? zt_core_tell(core, &m) : -ZT_ENOENT;
+}
+
 int zt_core_drain(struct zt_core *core, uint32_t deadline_ms)
 {
 	struct zt_msg m = { .kind = ZT_M_DRAIN, .ms = deadline_ms };

@@ -155,6 +155,7 @@ struct zt_podw {             /* one worker's view of a pod */
 void zt_listener_accept(struct zt_podw *p, uint16_t family); /* what waits on 15001 */
 int zt_podw_add(struct zt_worker *w, struct zt_pod *pod);    /* takes the reference on success */
 void zt_podw_drain(struct zt_podw *p, bool remove, uint32_t drain_ms);
+void zt_podw_retire(struct zt_podw *p);
 void zt_podw_cut(struct zt_podw *p, enum zt_reason reason);
 void zt_podw_maybe_free(struct zt_podw *p);
 
@@ -408,6 +409,7 @@ enum zt_msg_kind {
 	ZT_M_IDENTITY_DEL,
 	ZT_M_POD_ADD,
 	ZT_M_POD_DEL,
+	ZT_M_POD_RETIRE,
 	ZT_M_DRAIN,
 	ZT_M_LIST,
 	ZT_M_POLICIES,

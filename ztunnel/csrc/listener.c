@@ -185,6 +185,17 @@ void zt_podw_drain(struct zt_podw *p, bool remove, uint32_t drain_ms)
 	zt_podw_maybe_free(p);
 }
 
+void zt_podw_retire(struct zt_podw *p)
+{
+	zt_list_each_safe(it, &p->tunnels)
+	{
+		struct zt_tunnel *t = zt_container(it, struct zt_tunnel, link);
+
+		if (t->server && t->state == ZT_T_OPEN) /* one that is being set up has somebody waiting for it */
+			zt_tunnel_drain(t);
+	}
+}
+
 void zt_podw_maybe_free(struct zt_podw *p)
 {
 	if (p->pins || !p->gone || p->dead || !zt_list_empty(&p->conns) || !zt_list_empty(&p->tunnels))

@@ -233,6 +233,11 @@ static void obey(struct zt_worker *w, struct zt_msg *m)
 		if (p)
 			zt_podw_drain(p, true, m->ms);
 		break;
+	case ZT_M_POD_RETIRE:
+		p = find_pod(w, m->id);
+		if (p)
+			zt_podw_retire(p);
+		break;
 	case ZT_M_DRAIN:
 		drain_all(w, m->ms);
 		break;

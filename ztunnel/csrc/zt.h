@@ -191,6 +191,9 @@ int zt_pod_add(struct zt_core *core, const struct zt_pod_spec *spec);
 /* Stop accepting for this pod and close its listeners, GOAWAY on its tunnels; cut what is left after drain_ms (0 =
  * at once). Returns at once. */
 int zt_pod_del(struct zt_core *core, uint64_t id, uint32_t drain_ms);
+/* GOAWAY on the tunnels that others have to this pod: it is about to end. All goes on, new ones included. Returns at
+ * once, also when called again. */
+int zt_pod_retire(struct zt_core *core, uint64_t id);
 /* Stop accepting everywhere, GOAWAY; open connections go on. zt_core_live() tells when it is over.
  * deadline_ms: cut the rest then; 0 = never. */
 int zt_core_drain(struct zt_core *core, uint32_t deadline_ms);

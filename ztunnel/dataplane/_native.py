@@ -62,6 +62,7 @@ class _Lib(Protocol):
     zt_tables_apply: Callable[[Any, Any, Any, int], int]
     zt_pod_add: Callable[[Any, Any], int]
     zt_pod_del: Callable[[Any, int, int], int]
+    zt_pod_retire: Callable[[Any, int], int]
     zt_core_drain: Callable[[Any, int], int]
     zt_event_fd: Callable[[Any], int]
     zt_events_read: Callable[[Any, Any, int], int]
@@ -410,6 +411,9 @@ class Core:
 
     def del_pod(self, id: int, drain_ms: int) -> None:
         self._check(lib.zt_pod_del(self._handle(), id, drain_ms))
+
+    def retire_pod(self, id: int) -> None:
+        self._check(lib.zt_pod_retire(self._handle(), id))
 
     def drain(self, deadline_ms: int) -> None:
         self._check(lib.zt_core_drain(self._handle(), deadline_ms))

@@ -51,6 +51,9 @@ class Engine(Protocol):
 
     def del_pod(self, id: int, drain_ms: int) -> None: ...
 
+    def retire_pod(self, id: int) -> None:
+        """It is about to end: peers are told to open nothing more on the tunnels they have to it."""
+
     def drain(self, deadline_ms: int) -> None: ...
 
     def live(self) -> int: ...

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path as FilePath
 
@@ -45,6 +46,7 @@ class FakeEngine:
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.pods: dict[int, PodSpec] = {}
         self.deleted: list[tuple[int, int]] = []
+        self.retired: list[int] = []
         self.identities: dict[str, bytes] = {}
         self.tables: Tables | None = None
         self.policies: PolicyTables | None = None
@@ -110,6 +112,9 @@ class FakeEngine:
         self._close(self.pods.pop(id))
         self.deleted.append((id, drain_ms))
 
+    def retire_pod(self, id: int) -> None:
+        self.retired.append(id)
+
     def drain(self, deadline_ms: int) -> None:
         self.drained.append(deadline_ms)
 
@@ -144,6 +149,8 @@ class FakeKernel:
         self.on: dict[int, tuple[ListenerName, ...]] = {}
         self.broken = ""
         self.made = 0
+        self.starts: Iterator[float] = itertools.count(1.0)
+        """When the ztunnels that connect were started, in the order in which they connect."""
 
     def cookie(self, netns_fd: int) -> int:
         return os.fstat(netns_fd).st_ino

@@ -18,7 +18,8 @@ from nodeagent.cni import admission, note
 from nodeagent.cni.admission import Admission
 from nodeagent.cni.request import BadRequest, parse
 from nodeagent.cni.server import CniServer
-from nodeagent.pods.plan import ObservedPod
+from nodeagent.pods.discovery import netns_id
+from nodeagent.pods.plan import NetnsId, ObservedPod
 from tests.unit.mesh.builders import assembled, namespace, pod
 from tests.unit.node.doubles import workload
 from tests.unit.node.waiting import eventually
@@ -41,21 +42,27 @@ class Node:
     path: Path
     workloads: dict[tuple[str, str], Workload] = field(default_factory=dict)
     announced: dict[str, ObservedPod] = field(default_factory=dict)
-    captured: set[str] = field(default_factory=set)
+    sandboxes: dict[str, str] = field(default_factory=dict)
+    captured: set[tuple[str, NetnsId]] = field(default_factory=set)
+    served: set[NetnsId] = field(default_factory=set)
+    withdrawn: list[str] = field(default_factory=list)
     problem: str = ""
 
-    def announce(self, pod: ObservedPod) -> None:
-        self.announced[pod.uid] = pod
+    def announce(self, pod: ObservedPod, sandbox: str) -> None:
+        self.announced[pod.uid], self.sandboxes[pod.uid] = pod, sandbox
 
-    def withdraw(self, uid: str) -> None:
-        self.announced.pop(uid, None)
+    def withdraw(self, uid: str, sandbox: str) -> None:
+        self.withdrawn.append(sandbox)
+        if self.sandboxes.get(uid) == sandbox:
+            del self.announced[uid], self.sandboxes[uid]
 
     def admission(self) -> Admission:
         return Admission(
             self,
             lambda namespace, name, uid: self.workloads.get((namespace, name)),
-            self.captured.__contains__,
+            lambda uid, netns: (uid, netns) in self.captured,
             lambda uid: self.problem,
+            self.served.__contains__,
         )
 
 
@@ -111,6 +118,12 @@ def netns(tmp_path: Path) -> Path:
     return path
 
 
+def place(path: Path) -> NetnsId:
+    found = netns_id(path)
+    assert found is not None
+    return found
+
+
 def captured(name: str = "web") -> Workload:
     return replace(workload(name), pod_uid=UID)
 
@@ -122,7 +135,7 @@ async def test_pod_goes_on_only_when_capture_stands(node: Node, netns: Path) -> 
     assert not asked.done()
     assert [str(ip) for ip in node.announced[UID].addresses] == ["10.1.2.3", "fd00::3"]
 
-    node.captured.add(UID)
+    node.captured.add((UID, place(netns)))
     outcome = await asked
 
     assert (outcome.status, outcome.output) == (0, RESULT)
@@ -163,7 +176,7 @@ async def test_pod_that_the_api_has_not_told_of_does_not_start(
 
 
 async def test_pod_that_the_api_tells_of_meanwhile_starts(node: Node, netns: Path) -> None:
-    node.captured.add(UID)
+    node.captured.add((UID, place(netns)))
     asked = asyncio.create_task(plugin("ADD", netns, config(node.path)))
     node.workloads["shop", "web"] = captured()
 
@@ -176,9 +189,51 @@ async def test_deletion_is_repeatable_and_never_fails(node: Node, netns: Path, t
         assert (outcome.status, outcome.output) == (0, {})
 
 
+async def test_new_sandbox_of_a_captured_pod_waits_for_its_own_capture(node: Node, netns: Path) -> None:
+    node.workloads["shop", "web"] = captured()
+    fresh = netns.with_name("fresh")
+    fresh.touch()
+    node.captured.add((UID, place(netns)))  # the sandbox before; the agent has not heard yet that it is gone
+
+    asked = asyncio.create_task(plugin("ADD", fresh, config(node.path), CNI_CONTAINERID="c2"))
+    await eventually(lambda: UID in node.announced)
+    assert not asked.done()
+
+    node.captured.add((UID, place(fresh)))
+    assert (await asked).status == 0
+
+
+async def test_late_deletion_of_the_sandbox_before_leaves_the_new_one(node: Node, netns: Path) -> None:
+    node.workloads["shop", "web"] = captured()
+    node.captured.add((UID, place(netns)))
+    assert (await plugin("ADD", netns, config(node.path), CNI_CONTAINERID="c2")).status == 0
+
+    assert (await plugin("DEL", Path(), config(node.path), CNI_NETNS="", CNI_CONTAINERID="c1")).status == 0
+    assert node.announced[UID].netns == netns
+
+    assert (await plugin("DEL", Path(), config(node.path), CNI_NETNS="", CNI_CONTAINERID="c2")).status == 0
+    assert UID not in node.announced
+
+
+async def test_deletion_waits_until_ztunnel_has_closed_the_pods_tunnels(
+    node: Node, netns: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.served.add(place(netns))
+    asked = asyncio.create_task(plugin("DEL", netns, config(node.path)))
+    await eventually(lambda: node.withdrawn)
+    assert not asked.done()
+
+    node.served.clear()
+    assert (await asked).status == 0
+
+    node.served.add(place(netns))
+    monkeypatch.setattr(admission, "GONE_S", 0.1)
+    assert (await plugin("DEL", netns, config(node.path))).status == 0
+
+
 async def test_check_tells_of_a_pod_that_lost_its_capture(node: Node, netns: Path) -> None:
     node.workloads["shop", "web"] = captured()
-    node.captured.add(UID)
+    node.captured.add((UID, place(netns)))
     assert (await plugin("CHECK", netns, config(node.path))).status == 0
 
     node.captured.clear()
@@ -223,7 +278,7 @@ async def test_note_that_others_can_write_is_not_trusted(tmp_path: Path, netns: 
 
 
 async def test_agent_that_comes_back_in_time_is_waited_for(tmp_path: Path, netns: Path) -> None:
-    found = Node(tmp_path / "cni.sock", {("shop", "web"): captured()}, captured={UID})
+    found = Node(tmp_path / "cni.sock", {("shop", "web"): captured()}, captured={(UID, place(netns))})
     asked = asyncio.create_task(plugin("ADD", netns, config(found.path, waitSeconds=20)))
     task = asyncio.create_task(CniServer(found.path, found.admission().handle).run())
 

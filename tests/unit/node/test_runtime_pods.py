@@ -134,7 +134,7 @@ async def test_announced_pod_is_there_before_the_runtime_lists_it(
 ) -> None:
     netns = place(tmp_path, "ns1")
     address = ip_address("10.9.9.9")
-    pods.announce(ObservedPod("shop", "web", UID, netns, None, addresses=(address,)))
+    pods.announce(ObservedPod("shop", "web", UID, netns, None, addresses=(address,)), "s1")
     (early,) = (await pods.read()).pods
     assert early.netns_id is not None
 
@@ -142,8 +142,10 @@ async def test_announced_pod_is_there_before_the_runtime_lists_it(
     (later,) = (await pods.read()).pods
     assert later == early
 
-    pods.withdraw(UID)
-    pods.withdraw(UID)
+    pods.withdraw(UID, "s0")
+    assert (await pods.read()).pods == (later,)
+    pods.withdraw(UID, "s1")
+    pods.withdraw(UID, "s1")
     (last,) = (await pods.read()).pods
     assert last.addresses == ()
 

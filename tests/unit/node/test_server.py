@@ -71,7 +71,14 @@ class Agent:
 async def start_agent(root: Path, kernel: FakeKernel) -> Agent:
     clock = FakeClock()
     enroller = Enroller(kernel, drain_ms=5000, close_after_s=30, adopt_wait_s=1.0, clock=clock)
-    server = ZdsServer(root / "zds.sock", maps=kernel.maps, prepare=enroller.prepare, drain_ms=7000, clock=clock)
+    server = ZdsServer(
+        root / "zds.sock",
+        maps=kernel.maps,
+        prepare=enroller.prepare,
+        drain_ms=7000,
+        clock=clock,
+        started=lambda _: next(kernel.starts),
+    )
     enroller.attach(server)
     agent = Agent(root / "zds.sock", kernel, enroller, server, clock, root)
     agent.tasks = [asyncio.create_task(server.run()), asyncio.create_task(enroller.run())]
@@ -419,6 +426,41 @@ async def test_pod_that_went_while_the_view_was_stale_is_forgotten_by_ztunnel_to
         await agent.stop()
         await eventually(lambda: open_descriptors() <= descriptors)
     kernel.close()
+
+
+async def test_ztunnels_that_come_back_to_a_new_agent_in_the_wrong_order_keep_theirs(tmp_path: Path) -> None:
+    """The old one ends and waits for its successor; the agent starts anew; the successor is there first."""
+    kernel = FakeKernel()
+    kernel.starts = iter([2.0, 1.0])
+    agent = await start_agent(tmp_path, kernel)
+    agent.set(workload("web"))
+    async with Tunnel(agent.path) as young:
+        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        async with Tunnel(agent.path) as old:
+            await eventually(lambda: old.drains == [7000], what=agent.server.status)
+            assert not young.drains
+            assert agent.state("web") == "captured"
+            agent.set(workload("web"), workload("db"))
+            await eventually(lambda: len(young.pods) == 2)
+            assert agent.state("db") == "captured"
+    await agent.stop()
+    kernel.close()
+
+
+async def test_peers_of_a_pod_that_ends_are_told_once(agent: Agent) -> None:
+    async with Tunnel(agent.path) as tunnel:
+        agent.set(workload("web"), workload("db"))
+        await eventually(lambda: len(tunnel.pods) == 2)
+        (web,) = (one.id for one in tunnel.pods.all() if one.info.name == "web")
+
+        for _ in range(2):
+            tunnel.pods.retire(["uid-web", "of another node"])
+        assert tunnel.engine.retired == [web]
+
+        agent.set(workload("db"))
+        await eventually(lambda: len(tunnel.pods) == 1)
+        tunnel.pods.retire(["uid-web"])
+        assert tunnel.engine.retired == [web]
 
 
 async def test_listeners_close_when_no_ztunnel_has_been_there_for_long_and_come_back_with_one(agent: Agent) -> None:
