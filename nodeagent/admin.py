@@ -7,11 +7,13 @@ GET /journal: see mesh.journal.pages. GET /trace: see nodeagent.trace.service.
 GET /checks: what the kernel offers. GET /maps: its maps against what they should hold.
 POST /shortcut/on, /shortcut/off: the same-node shortcut's switch.
 GET /sockets/<namespace>/<pod>: where the pod listens.
+GET /objects, in a cluster: the objects that the agent goes by as it keeps them, one in a line, and last their count.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -29,6 +31,9 @@ Switch = Callable[[bool], object]
 """Returns what then stands. Raises KernelError."""
 Sockets = Callable[[str, str], Sequence[Any] | None]
 """By namespace and name; None: no such pod. May raise OSError."""
+Objects = Callable[[], Sequence[dict[str, Any]]]
+BATCH = 200
+"""Objects written at once: other pages wait for so many only."""
 
 
 class TelemetryPages(Protocol):
@@ -49,6 +54,7 @@ def build(
     sockets: Sockets,
     shortcut: Switch,
     audit: Probe,
+    objects: Objects | None = None,
     telemetry: TelemetryPages | None = None,
     journal: JournalPages | None = None,
     trace: TraceService | None = None,
@@ -92,12 +98,27 @@ def build(
             web.get("/maps", maps),
             web.get("/sockets/{namespace}/{name}", show_sockets),
             web.post("/shortcut/{state:on|off}", switch_shortcut),
+            *(_objects_routes(objects) if objects else ()),
             *(_telemetry_routes(telemetry) if telemetry else ()),
             *(pages.routes(journal) if journal else ()),
             *(trace.routes() if trace else ()),
         ],
     )
     return app
+
+
+def _objects_routes(objects: Objects) -> list[web.RouteDef]:
+    async def show(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        held = await asyncio.to_thread(objects)
+        for start in range(0, len(held), BATCH):
+            lines = (json.dumps(one, separators=(",", ":")) for one in held[start : start + BATCH])
+            await response.write("".join(f"{line}\n" for line in lines).encode())
+        await response.write(f"{json.dumps({'objects': len(held)})}\n".encode())
+        return response
+
+    return [web.get("/objects", show)]
 
 
 def _telemetry_routes(telemetry: TelemetryPages) -> list[web.RouteDef]:

@@ -16,6 +16,7 @@ from mesh.journal.kept import KeptJournal
 from mesh.leaving import MARK
 from mesh.lifecycle import Shutdown, supervise
 from mesh.model.snapshot import MeshSnapshot
+from mesh.sources import Holding
 from mesh.telemetry import lines
 from nodeagent import admin
 from nodeagent.capture.mounts import cgroup2_root
@@ -170,6 +171,7 @@ class Agent:
             self.sockets,
             self.switch_shortcut,
             self.paths.audit,
+            self._source.held if isinstance(self._source, Holding) else None,
             self.telemetry,
             self.journal,
             self._trace,

@@ -169,6 +169,10 @@ class Assembler:
     def objects(self) -> Mapping[ObjectRef, KubeObject]:
         return MappingProxyType(self._objects)
 
+    def held(self) -> dict[ObjectRef, KubeObject]:
+        """objects() as they are at this moment, from any thread; amid an update a part of it may be there already."""
+        return self._objects.copy()
+
     def snapshot(self, epoch: int) -> tuple[MeshSnapshot, Delta]:
         """What stands now, and what changed since the last call. The old snapshot itself when nothing did.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mesh.model.snapshot import Delta, MeshSnapshot
 from mesh.printable import printable
@@ -62,4 +62,13 @@ class Source(Protocol):
     def watch(self) -> AsyncGenerator[SourceUpdate, None]:
         """Everything as it is (the first update), then changes as they come. Never ends by itself; close it
         (contextlib.aclosing) to stop watching. Bad content is told, never raised."""
+        ...
+
+
+@runtime_checkable
+class Holding(Protocol):
+    """A source that can say what it goes by."""
+
+    def held(self) -> list[dict[str, Any]]:
+        """In Kubernetes' own form, from any thread."""
         ...

@@ -17,11 +17,12 @@ import click
 
 from mesh.journal.export import lines, moment, shown, verify
 from mesh.journal.writer import Head
-from nodeagent.cli.client import NoAnswer, find
+from nodeagent.cli.client import NoAnswer
 from nodeagent.cli.configuration import BadInput
 from nodeagent.cli.errors import CliError, Exit
 from nodeagent.cli.journals import NO_HEADS, Heads, Journals, find_journals, head_of
-from nodeagent.cli.views import examples, mesh_option, node_option, report_silent
+from nodeagent.cli.views import examples, node_option, report_silent
+from nodeagent.cli.where import Where, where_options
 
 _SPAN = re.compile(r"^(\d+(?:\.\d+)?)([smhd])$")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -51,7 +52,7 @@ class Since(click.ParamType[int]):
     "qanat audit --since 2h | jq 'select(.verdict == \"denied\")'",
     "qanat audit --verify audit.jsonl --anchor 3f1c...    # exit code 1 if it was changed, cut or made anew",
 ))  # fmt: skip
-@mesh_option
+@where_options
 @node_option
 @click.option("--since", type=Since(), default=0, metavar="WHEN", help="A span (15m, 2h, 7d) or a time (RFC 3339).")
 @click.option("--key", "key_file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -62,9 +63,8 @@ class Since(click.ParamType[int]):
               help="Check an export instead of making one; no mesh is asked.")  # fmt: skip
 @click.option("--anchor", default="", metavar="HASH", help="With --verify: the last hash, as printed when it was made.")
 def audit(
-    mesh: str,
+    where: Where,
     node: str | None,
-    run_dir: Path,
     since: int,
     key_file: Path | None,
     earlier: Path | None,
@@ -86,18 +86,19 @@ def audit(
     if anchor:
         raise click.UsageError("--anchor goes with --verify")
     heads = _heads(earlier, key) if earlier else NO_HEADS
-    journals = find_journals(find(mesh, node, run_dir), earlier=heads)
+    running = where.find(node)
+    journals = find_journals(running, earlier=heads)
     for one in journals.found:
         if one.offline:
             click.echo(f"{one.node.name}: {one.program.value}: {one.offline}; read from disk", err=True)
     last = ""
     try:
-        for last in lines(_about(mesh, journals, since), _entries(journals, since), key):
+        for last in lines(_about(running.name, journals, since), _entries(journals, since), key):
             sys.stdout.write(last + "\n")
         sys.stdout.flush()
     except NoAnswer as error:
         raise CliError(
-            f"a node stopped answering, the export is cut short: {error}", f"qanat status -m {mesh}"
+            f"a node stopped answering, the export is cut short: {error}", f"qanat status{running.option}"
         ) from error
     click.echo(f"anchor {last[-66:-2]}", err=True)
     for text in journals.findings:

@@ -6,17 +6,17 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
 from controlplane.config import duration
 from nodeagent.cli import certificates
 from nodeagent.cli.certificates import CertificateRow
-from nodeagent.cli.client import RunningMesh, ask, find, unreachable
+from nodeagent.cli.client import RunningMesh, ask, unreachable
 from nodeagent.cli.errors import Exit
 from nodeagent.cli.render import Column, Format, age, dump, emit, table
 from nodeagent.cli.views import CONFIG_DUMP, examples, mesh_options, namespace_option, report_silent, show
+from nodeagent.cli.where import Where
 
 SHORT = 16
 """Hexadecimal digits of a fingerprint in a table; -o wide and data have all."""
@@ -92,10 +92,9 @@ class _Duration(click.ParamType[float]):
 @click.pass_context
 def certs(
     ctx: click.Context,
-    mesh: str,
+    where: Where,
     node: str | None,
     form: str,
-    run_dir: Path,
     namespace: str | None,
     least_s: float | None,
 ) -> None:
@@ -103,9 +102,9 @@ def certs(
 
     -o wide, json and yaml have their issuers and roots too. Keys are never shown: they do not leave ztunnel."""
     if ctx.invoked_subcommand is not None:
-        ctx.default_map = {ctx.invoked_subcommand: {"mesh": mesh, "node": node, "form": form, "run_dir": run_dir}}
+        ctx.default_map = {ctx.invoked_subcommand: {"node": node, "form": form, **where.given()}}
         return
-    running = find(mesh, node, run_dir)
+    running = where.find(node)
     (dumps,) = ask(running, CONFIG_DUMP)
     inside = f"/ns/{namespace}/"
     found = [row for row in certificates.rows(dumps) if namespace is None or inside in row.identity]

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import click
 
-from nodeagent.cli.client import Program, RunningMesh, ask, find
+from nodeagent.cli.client import Program, RunningMesh, ask
 from nodeagent.cli.errors import Exit
 from nodeagent.cli.render import Format, console, dump
+from nodeagent.cli.where import Where, where_options
 from nodeagent.playground.names import RUN_ROOT
 
 MIN_FILES = 16_384
@@ -156,17 +157,19 @@ def _maps(mesh: RunningMesh) -> list[Check]:
     for answer in answers:
         group = f"node {answer.node}"
         if answer.error:
-            found.append(Check(group, "nodeagent", "failed", answer.error, f"qanat logs nodeagent/{answer.node}"))
+            found.append(
+                Check(group, "nodeagent", "failed", answer.error, f"qanat logs nodeagent/{answer.node}{mesh.option}")
+            )
             continue
         found += [_verdict(group, one["name"], one["ok"], one["detail"], one["fix"]) for one in answer.data]
     return found
 
 
-def _cluster(kubeconfig: Path | None, context: str) -> list[Check]:
+def _cluster(where: Where) -> list[Check]:
     from nodeagent.cli.cluster import checks  # the client library is a second that other checks do not need
-    from nodeagent.cli.cluster.install import with_api
+    from nodeagent.cli.cluster.connect import with_api
 
-    return with_api(kubeconfig, context, checks.run)
+    return with_api(where.kubeconfig, where.context, checks.run)
 
 
 MARKS = {"ok": ("✓", "green"), "info": ("-", "dim"), "warning": ("!", "yellow"), "failed": ("✗", "red")}
@@ -192,6 +195,7 @@ Examples:
   qanat check -o json | jq '.checks[] | select(.level != "ok")'
   qanat check --maps --mesh shop
   qanat check --cluster --context prod
+  qanat check --maps --context prod --node n1
 
 \b
 Exit codes:
@@ -201,26 +205,9 @@ Exit codes:
 @click.option("-o", "--output", "form", type=click.Choice(["table", "json", "yaml"]), default="table")
 @click.option("--maps", is_flag=True, help="Instead: do the kernel's maps on every node hold what they should?")
 @click.option("--cluster", is_flag=True, help="Instead: can a Kubernetes cluster have the mesh, or how does it stand?")
-@click.option(
-    "--kubeconfig",
-    type=click.Path(path_type=Path),
-    envvar="QANAT_KUBECONFIG",
-    help="Of --cluster: default $KUBECONFIG, ~/.kube/config or the pod's service account.",
-)
-@click.option("--context", default="", help="Of --cluster: context of the kubeconfig.")
-@click.option("--mesh", default="default", envvar="QANAT_MESH", help="Of --maps: the mesh.", show_default=True)
-@click.option("--node", default=None, help="Of --maps: only this node.")
-@click.option("--run-dir", type=click.Path(path_type=Path), default=RUN_ROOT, envvar="QANAT_RUN_DIR", hidden=True)
-def check(
-    form: str,
-    maps: bool,
-    cluster: bool,
-    kubeconfig: Path | None,
-    context: str,
-    mesh: str,
-    node: str | None,
-    run_dir: Path,
-) -> None:
+@click.option("--node", default=None, metavar="NAME", help="Of --maps: only this node.")
+@where_options
+def check(form: str, maps: bool, cluster: bool, node: str | None, where: Where) -> None:
     """Can Qanat run on this machine? Kernel features, tools, limits and ports, each failure with its fix.
 
     With --maps, of a running mesh: pods, addresses, services, verdicts and attached programs of each node as the kernel
@@ -230,7 +217,7 @@ def check(
     it also every program, and every node in a line."""
     if cluster and maps:
         raise click.UsageError("--cluster and --maps ask about different meshes: give one")
-    checks = _cluster(kubeconfig, context) if cluster else _maps(find(mesh, node, run_dir)) if maps else run_all()
+    checks = _cluster(where) if cluster else _maps(where.find(node)) if maps else run_all()
     failed = sum(one.level == "failed" for one in checks)
     warnings = sum(one.level == "warning" for one in checks)
     chosen = Format(form)

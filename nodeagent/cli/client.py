@@ -17,13 +17,22 @@ from typing import Any
 import aiohttp
 
 from nodeagent.cli.errors import MeshNotRunning, NoSuchNode
+from nodeagent.cli.shapes import misshapen
 from nodeagent.playground.names import RUN_ROOT
 
 CONFLICT = 409
 """Understood, and refused: the page says why."""
 
+BAD_GATEWAY = 502
+"""Of a cluster's node: the way there does not work, and the page says why (nodeagent.cli.cluster.session)."""
 TIMEOUT_S = 3.0
 """An admin page answers in milliseconds; a program that is stopped or wedged must not hold the terminal."""
+MAX_ANSWER = 64 << 20
+"""Bytes of a page."""
+MAX_REASON = 500
+"""Characters of what a node says instead of an answer."""
+AT_ONCE = 48
+"""Nodes that are asked at the same time."""
 
 
 class Program(Enum):
@@ -37,18 +46,49 @@ class Program(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Node:
+    """``directory``: where its sockets are, on this machine. ``timeout_s``: for a page."""
+
     name: str
     directory: Path
+    timeout_s: float = TIMEOUT_S
 
     def socket(self, program: Program) -> Path:
         return self.directory / program.socket_name
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterSide:
+    """Of a mesh in a cluster. ``where``: the API. ``authorities``: pods of the control plane that are ready, of how
+    many."""
+
+    where: str
+    authorities: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class RunningMesh:
+    """``root``: its directory on this machine; that of a cluster's mesh holds nothing of use. ``option``: what to say
+    to another command so that it finds the same mesh, with a space before it."""
+
     name: str
     root: Path
     nodes: tuple[Node, ...]
+    cluster: ClusterSide | None = None
+    option: str = ""
+
+    @property
+    def is_playground(self) -> bool:
+        """Started by `qanat up`; else a cluster's, or a node of one asked from itself."""
+        return self.cluster is None and ((self.root / "mesh.json").exists() or (self.root / "supervisor.pid").exists())
+
+    @property
+    def has_authority(self) -> bool:
+        """Whether somebody issues certificates, as far as can be seen from here."""
+        if self.cluster is not None:
+            return self.cluster.authorities[0] > 0
+        if not self.is_playground:
+            return True
+        return is_listening(self.root / "ca.sock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +117,7 @@ def find(mesh: str, node: str | None = None, run_root: Path = RUN_ROOT) -> Runni
     chosen = tuple(one for one in nodes if node in (None, one.name))
     if not chosen:
         raise NoSuchNode(str(node), [one.name for one in nodes])
-    return RunningMesh(mesh, root, chosen)
+    return RunningMesh(mesh, root, chosen, option=f" --mesh {mesh}")
 
 
 def ask(mesh: RunningMesh, *questions: tuple[Program, str]) -> list[tuple[Answer, ...]]:
@@ -88,26 +128,37 @@ def ask(mesh: RunningMesh, *questions: tuple[Program, str]) -> list[tuple[Answer
 def tell(mesh: RunningMesh, program: Program, path: str) -> tuple[Answer, ...]:
     """POST to every node at once; an answer may be an error."""
 
-    async def all_nodes() -> list[Answer]:
-        return await asyncio.gather(*(_ask_one(node, program, path, "POST") for node in mesh.nodes))
-
-    return tuple(asyncio.run(all_nodes()))
+    (answers,) = asyncio.run(_all_nodes(mesh, ((program, path),), "POST"))
+    return answers
 
 
 async def ask_async(mesh: RunningMesh, *questions: tuple[Program, str]) -> list[tuple[Answer, ...]]:
-    flat = [(node, program, path) for program, path in questions for node in mesh.nodes]
-    answers = await asyncio.gather(*(_ask_one(node, program, path) for node, program, path in flat))
-    width = len(mesh.nodes)
-    return [tuple(answers[start : start + width]) for start in range(0, len(answers), width)]
+    return await _all_nodes(mesh, questions)
+
+
+async def _all_nodes(
+    mesh: RunningMesh, questions: Sequence[tuple[Program, str]], method: str = "GET"
+) -> list[tuple[Answer, ...]]:
+    some = asyncio.Semaphore(AT_ONCE)
+
+    async def one_node(node: Node) -> list[Answer]:
+        async with some:
+            return await asyncio.gather(*(_ask_one(node, program, path, method) for program, path in questions))
+
+    found = await asyncio.gather(*map(one_node, mesh.nodes))
+    return [tuple(answers[position] for answers in found) for position in range(len(questions))]
 
 
 async def _ask_one(node: Node, program: Program, path: str, method: str = "GET") -> Answer:
     try:
-        return Answer(node.name, program, json.loads(await _call(node, program, path, method)))
-    except json.JSONDecodeError as error:
+        data = json.loads(await _call(node, program, path, method))
+    except (ValueError, RecursionError) as error:
         return Answer(node.name, program, None, f"{method} {path}: not JSON: {error}")
     except NoAnswer as error:
         return Answer(node.name, program, None, str(error), error.status)
+    if wrong := misshapen(path, data):
+        return Answer(node.name, program, None, f"{method} {path}: not what a node says: {wrong}")
+    return Answer(node.name, program, data)
 
 
 class NoAnswer(Exception):
@@ -118,31 +169,41 @@ class NoAnswer(Exception):
         self.status = status
 
 
-def fetch(node: Node, program: Program, path: str) -> bytes:
-    """A page as it is. Raises NoAnswer."""
-    return asyncio.run(_call(node, program, path))
+def fetch(node: Node, program: Program, path: str, *, limit: int = MAX_ANSWER) -> bytes:
+    """A page as it is, of at most ``limit`` bytes. Raises NoAnswer."""
+    return asyncio.run(_call(node, program, path, limit=limit))
 
 
-async def _call(node: Node, program: Program, path: str, method: str = "GET") -> bytes:
+async def _call(node: Node, program: Program, path: str, method: str = "GET", limit: int = MAX_ANSWER) -> bytes:
     where = node.socket(program)
     try:
         connector = aiohttp.UnixConnector(path=str(where))
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=node.timeout_s)
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
             session.request(method, f"http://{program.value}{path}") as response,
         ):
-            if response.status == CONFLICT:
-                raise NoAnswer((await response.text()).strip(), response.status)
+            body = await _read(response, path, limit)
+            if response.status in (CONFLICT, BAD_GATEWAY):
+                raise NoAnswer(body.decode("utf-8", "replace").strip()[:MAX_REASON], response.status)
             if response.status != 200:
                 raise NoAnswer(f"{method} {path}: HTTP {response.status}", response.status)
-            return await response.read()
+            return body
     except TimeoutError:
-        raise NoAnswer(f"no answer in {TIMEOUT_S:g} s") from None
+        raise NoAnswer(f"no answer in {node.timeout_s:g} s") from None
     except aiohttp.ClientConnectorError as error:
         raise NoAnswer(_why_closed(where, error)) from error
     except (aiohttp.ClientError, OSError) as error:
         raise NoAnswer(str(error) or type(error).__name__) from error
+
+
+async def _read(response: aiohttp.ClientResponse, path: str, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise NoAnswer(f"{path}: the answer is longer than {limit >> 20} MiB")
+    return bytes(body)
 
 
 def _why_closed(where: Path, error: aiohttp.ClientConnectorError) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import ip_address
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mesh.kube.objects import KubeObject, ObjectRef
-from mesh.kube.settings import Labels, Waypoints
+from mesh.kube.settings import Labels, TranslateSettings, Waypoints
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import IPAddress
 from mesh.policy.egress import Addresses
@@ -22,6 +22,7 @@ from mesh.sources.files import FileSource
 from mesh.sources.files.reader import UnreadableFile, read_file
 from nodeagent.cli.client import Answer, Program, RunningMesh
 from nodeagent.cli.errors import CliError, Exit
+from nodeagent.cli.held import ask_held
 
 _CLUSTER_SCOPED = ("Namespace", "Node")
 
@@ -32,13 +33,19 @@ class BadInput(CliError):
     exit_code = int(Exit.NO_MESH)
 
 
+Altered = Callable[[Iterable[KubeObject], Collection[ObjectRef]], MeshSnapshot]
+"""The same with these objects in place of those of their names, and without others."""
+
+
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """``errors``: what is wrong with the files as they are; the nodes then hold on to earlier versions."""
+    """``errors``: what is wrong with the objects as they are; the nodes then hold on to earlier versions. ``names``: of
+    all that count, sorted."""
 
     snapshot: MeshSnapshot
     errors: tuple[SourceError, ...]
-    source: FileSource
+    names: tuple[ObjectRef, ...]
+    altered: Altered
     labels: Labels
 
 
@@ -63,24 +70,36 @@ class Changes:
 
 
 def load(mesh: RunningMesh, dumps: Iterable[Answer]) -> Configuration:
-    """``dumps``: the nodes' /config_dump, which say under what names they read. Raises CliError."""
+    """``dumps``: the nodes' /config_dump, which say by what settings they read. Raises CliError."""
+    settings = _settings(dumps)
+    if mesh.cluster is not None:
+        held = ask_held(mesh, settings)
+        return Configuration(held.altered(), held.errors, held.names, held.altered, settings.labels)
     try:
         directory = Path(json.loads((mesh.root / "mesh.json").read_text())["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         hint = f"qanat down --mesh {mesh.name} --purge, then qanat up"
         raise CliError(f"{mesh.root / 'mesh.json'} does not say where the configuration is: {error}", hint) from error
-    settings: Mapping[str, Any] = next((a.data.get("config") or {} for a in dumps if isinstance(a.data, Mapping)), {})
-    labels = _setting(Labels, settings.get("labels"), Labels.QANAT)
     source = FileSource(
         (directory,),
         status_dirs=(mesh.root / "status",),
-        cluster=str(settings.get("clusterId") or "Kubernetes"),
-        trust_domain=str(settings.get("trustDomain") or "cluster.local"),
-        labels=labels,
-        waypoints=_setting(Waypoints, settings.get("waypoints"), Waypoints.CLOSED),
+        cluster=settings.cluster,
+        trust_domain=settings.trust_domain,
+        labels=settings.labels,
+        waypoints=settings.waypoints,
     )
     snapshot, errors = source.load()
-    return Configuration(snapshot, tuple(errors), source, labels)
+    return Configuration(snapshot, tuple(errors), source.objects, source.altered, settings.labels)
+
+
+def _settings(dumps: Iterable[Answer]) -> TranslateSettings:
+    said: Mapping[str, Any] = next((a.data.get("config") or {} for a in dumps if isinstance(a.data, Mapping)), {})
+    return TranslateSettings(
+        cluster=str(said.get("clusterId") or "Kubernetes"),
+        trust_domain=str(said.get("trustDomain") or "cluster.local"),
+        labels=_setting(Labels, said.get("labels"), Labels.QANAT),
+        waypoints=_setting(Waypoints, said.get("waypoints"), Waypoints.CLOSED),
+    )
 
 
 def _setting(kind: type[E], value: object, default: E) -> E:
@@ -115,7 +134,7 @@ def read_changes(files: Sequence[Path], deletions: Sequence[str], current: Confi
     removed = []
     for text in deletions:
         try:
-            removed.append(_named(text, current.source.objects))
+            removed.append(_named(text, current.names))
         except ValueError as error:
             errors.append(f"--delete {error}")
     if errors:

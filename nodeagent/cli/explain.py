@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -18,14 +17,15 @@ from mesh.journal.export import shown
 from mesh.journal.flow import Flow, Record
 from mesh.printable import printable
 from nodeagent.cli import rows
-from nodeagent.cli.client import Answer, NoAnswer, Node, Program, RunningMesh, ask, find, is_listening
+from nodeagent.cli.client import Answer, NoAnswer, Node, Program, RunningMesh, ask
 from nodeagent.cli.configuration import HOSTS_PAGE, load, resolved
 from nodeagent.cli.facts import MAX_PLACES, Facts, Outcome, State, Step, nodes, outcome, proven
 from nodeagent.cli.journals import Observed, find_journals
 from nodeagent.cli.render import Format, age, dump
 from nodeagent.cli.targets import Key, Place, Source, Target, find_source, find_target, name_of
-from nodeagent.cli.views import CONFIG_DUMP, CONNECTIONS_PAGE, STATUS, mesh_option, output_option
+from nodeagent.cli.views import CONFIG_DUMP, CONNECTIONS_PAGE, STATUS, output_option
 from nodeagent.cli.walk import walk
+from nodeagent.cli.where import Where, where_options
 
 CERTS_PAGE = (Program.ZTUNNEL, "/certs")
 RECENT = 5
@@ -66,17 +66,17 @@ class Explanation:
 
 
 @click.command(epilog=EPILOG)
-@mesh_option
+@where_options
 @output_option
 @click.argument("source")
 @click.argument("destination")
-def explain(mesh: str, form: str, run_dir: Path, source: str, destination: str) -> None:
+def explain(where: Where, form: str, source: str, destination: str) -> None:
     """Walk a connection from SOURCE to DESTINATION[:PORT]: programs, capture, endpoints, certificates, policy, and
     whether somebody listens; then what is open and what was seen lately.
 
     A pod or service is namespace/name (pod/... or service/... where both are called so), a service also its host name;
     an address does as well. The port may be left out where there is only one."""
-    running = find(mesh, None, run_dir)
+    running = where.find()
     found = look(running, source, destination)
     chosen = Format(form)
     if chosen.is_data:
@@ -96,14 +96,14 @@ def look(running: RunningMesh, source: str, destination: str) -> Explanation:
     taking_part = replace(running, nodes=tuple(one for one in running.nodes if one.name in involved))
     agents, certs, live, hosts = ask(taking_part, STATUS, CERTS_PAGE, CONNECTIONS_PAGE, HOSTS_PAGE)
     facts = Facts(
-        mesh=running.name,
+        option=running.option,
         snapshot=snapshot,
         source=start,
         target=target,
         agents={one.node: one for one in agents},
         certs={one.node: one for one in certs},
         addresses=resolved(hosts),
-        has_ca=is_listening(running.root / "ca.sock"),
+        has_ca=running.has_authority,
         now=time.time(),
     )
     steps = walk(_asked(facts, taking_part))

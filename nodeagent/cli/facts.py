@@ -51,9 +51,9 @@ class Step:
 class Facts:
     """What the walk goes by. Answers are by node, those about a place by the place; ``agents`` /status, ``certs``
     /certs, ``verdicts`` /verdict, ``sockets`` /sockets; ``addresses``: what host names of egress policies stand for.
-    ``has_ca``: somebody listens on the authority's socket."""
+    ``has_ca``: there is an authority. ``option``: what makes another command find the same mesh."""
 
-    mesh: str
+    option: str
     snapshot: MeshSnapshot
     source: Source
     target: Target

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nodeagent.cli.client import find
+from nodeagent.cli.cluster.connect import with_api
 from nodeagent.cli.errors import CliError
 from nodeagent.cli.views import examples
-from nodeagent.playground.names import DEFAULT_MESH, RUN_ROOT
+from nodeagent.cli.where import Where, where_options
+
+if TYPE_CHECKING:
+    from mesh.sources.kubernetes.api import Api
 
 POLL_S = 0.2
 BLOCK = 1 << 16
@@ -22,15 +27,17 @@ BLOCK = 1 << 16
     "qanat logs                      # which logs there are", "qanat logs ztunnel/n1 -f", "qanat logs shop/web"
 ))  # fmt: skip
 @click.argument("name", required=False)
-@click.option("--mesh", "-m", envvar="QANAT_MESH", default=DEFAULT_MESH, show_default=True, metavar="NAME")
-@click.option("--run-dir", type=click.Path(path_type=Path), default=RUN_ROOT, hidden=True)
+@where_options
 @click.option("-f", "--follow", is_flag=True, help="Go on as lines come, until Ctrl-C.")
 @click.option("--tail", type=click.IntRange(min=0), default=100, show_default=True, help="Lines from the end.")
-def logs(name: str | None, mesh: str, run_dir: Path, follow: bool, tail: int) -> None:
-    """Print the log of a component (ztunnel/n1, controlplane...) or of a pod (namespace/name).
+def logs(name: str | None, where: Where, follow: bool, tail: int) -> None:
+    """Print the log of a component (ztunnel/n1, controlplane...) or, in a playground, of a pod (namespace/name).
 
-    A part of the name is enough when only one log matches."""
-    directory = find(mesh, None, run_dir).root / "logs"
+    A part of the name is enough when only one log matches. In a cluster the API is asked (right: get on pods/log)."""
+    if where.is_cluster:
+        _of_cluster(where, name, tail, follow)
+        return
+    directory = where.find().root / "logs"
     if name is None:
         for path in sorted(directory.glob("*.log")):
             click.echo(f"{path.name.removesuffix('.log')}\t{path.stat().st_size} bytes")
@@ -43,6 +50,16 @@ def logs(name: str | None, mesh: str, run_dir: Path, follow: bool, tail: int) ->
                 click.echo(piece, nl=False)
         except KeyboardInterrupt:
             return
+
+
+def _of_cluster(where: Where, name: str | None, tail: int, follow: bool) -> None:
+    from nodeagent.cli.cluster import podlogs  # the client library is half a second
+
+    def work(api: Api) -> Coroutine[Any, Any, None]:
+        return podlogs.show(api, name, tail, follow) if name else podlogs.show_names(api)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        with_api(where.kubeconfig, where.context, work)
 
 
 def choose(directory: Path, name: str) -> Path:

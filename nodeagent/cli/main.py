@@ -33,7 +33,7 @@ COMMANDS = {
     "shortcut": ("nodeagent.cli.shortcut", "shortcut", "The switch of the same-node shortcut."),
     "top": ("nodeagent.cli.top", "top", "Who talks to whom right now, by which path and how well."),
     "trace": ("nodeagent.cli.trace", "trace", "What happens to connections of chosen pods, as it happens."),
-    "logs": ("nodeagent.cli.logs", "logs", "Logs of programs and pods."),
+    "logs": ("nodeagent.cli.logs", "logs", "Logs of the mesh's programs, and of a playground's pods."),
     "version": ("nodeagent.cli.version", "show", "Versions of Qanat and of what it stands on."),
 }
 """Command: (module, attribute, one line of help)."""
@@ -59,4 +59,8 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="qanat", message="%(prog)s %(version)s")
 def main() -> None:
-    """Qanat: an ambient service mesh."""
+    """Qanat: an ambient service mesh.
+
+    Commands that look at a mesh ask the one on this machine (`qanat up`) if there is one, else that of the cluster of
+    $KUBECONFIG or ~/.kube/config; --mesh NAME, --kubeconfig FILE and --context NAME say which. In a cluster they ask
+    every node, by exec into the pods of qanat-system with your own rights."""

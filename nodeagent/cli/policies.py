@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
 from mesh.printable import printable
 from nodeagent.cli import policy_rows as rows
-from nodeagent.cli.client import Program, ask, find, unreachable
+from nodeagent.cli.client import Program, ask, unreachable
 from nodeagent.cli.errors import CliError
 from nodeagent.cli.render import Column, Format, age, emit, table
 from nodeagent.cli.views import examples, mesh_options, namespace_option, report_silent, show
+from nodeagent.cli.where import Where
 
 PAGES = ((Program.ZTUNNEL, "/policies"), (Program.AGENT, "/policies"))
 PLAIN = ("ztunnel", "ztunnel + kernel")
@@ -59,17 +59,17 @@ RULES: tuple[Column[rows.ClauseRow], ...] = (
 @click.argument("name", required=False)
 @mesh_options
 @namespace_option
-def policies(name: str | None, mesh: str, node: str | None, form: str, run_dir: Path, namespace: str | None) -> None:
+def policies(name: str | None, where: Where, node: str | None, form: str, namespace: str | None) -> None:
     """Policies: whom each concerns, where it is enforced, how often its rules decided, and which rules cannot.
 
     HITS counts connections that a rule of the policy decided or noted, over all nodes, since their programs started;
     REFUSED those that no rule of it (nor of another ALLOW policy) allowed. With NAME (or NAMESPACE/NAME), one line per
     clause."""
-    running = find(mesh, node, run_dir)
+    running = where.find(node)
     asked = ask(running, *PAGES)
     answers = tuple(answer for answers in asked for answer in answers)
-    where, _, short = (name or "").rpartition("/")
-    wanted = where or namespace
+    prefix, _, short = (name or "").rpartition("/")
+    wanted = prefix or namespace
     found = [
         row for row in rows.policies(answers)
         if wanted in (None, "", row.namespace) and (not name or row.name == short)

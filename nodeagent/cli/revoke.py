@@ -16,13 +16,15 @@ from controlplane.ca import revocation
 from controlplane.ca.revocation import REASONS, BadList, Revoked
 from controlplane.ca.x509 import BadAuthority
 from nodeagent.cli import certificates
-from nodeagent.cli.client import RunningMesh, ask, find
+from nodeagent.cli.client import RunningMesh, ask
 from nodeagent.cli.errors import CliError
 from nodeagent.cli.render import Column, Format, age, dump, emit, table
 from nodeagent.cli.views import CONFIG_DUMP, TUNNEL_STATUS, examples, mesh_options
+from nodeagent.cli.where import Where
 from nodeagent.playground.names import MeshPaths
 
 WAIT_S = 5.0
+NO_LISTS = "a policy shuts an identity out; certificates of a cluster live a day"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,12 @@ class Meant:
 @click.argument("what", metavar="SERIAL|IDENTITY")
 @click.option("--reason", type=click.Choice(sorted(REASONS)), default="keyCompromise", show_default=True)
 @mesh_options
-def revoke(what: str, reason: str, mesh: str, node: str | None, form: str, run_dir: Path) -> None:
+def revoke(what: str, reason: str, where: Where, node: str | None, form: str) -> None:
     """Revoke a certificate by its serial, or those that an identity has now.
 
     Tunnels that were proven with it are cut, with their connections, on every node; new handshakes with it are refused.
     The workload itself gets a new key and certificate at once: to shut an identity out, write a policy."""
-    running = find(mesh, node, run_dir)
+    running = where.local("revocation", NO_LISTS)
     paths = MeshPaths(running.name)
     meant = _meant(running, what)
     _write(running, paths, add=[one.serial for one in meant], reason=reason)
@@ -59,9 +61,9 @@ def revoke(what: str, reason: str, mesh: str, node: str | None, form: str, run_d
 @click.command(epilog=examples("qanat certs unrevoke 5f3c0d..."))
 @click.argument("serials", metavar="SERIAL...", nargs=-1, required=True)
 @mesh_options
-def unrevoke(serials: tuple[str, ...], mesh: str, node: str | None, form: str, run_dir: Path) -> None:
+def unrevoke(serials: tuple[str, ...], where: Where, node: str | None, form: str) -> None:
     """Take serials off the revocation list."""
-    running = find(mesh, node, run_dir)
+    running = where.local("revocation", NO_LISTS)
     paths = MeshPaths(running.name)
     _write(running, paths, remove=serials)
     _await(running, paths.crl)
@@ -76,9 +78,9 @@ REVOKED: tuple[Column[Revoked], ...] = (
 
 @click.command(epilog=examples("qanat certs revoked", "qanat certs revoked -o json"))
 @mesh_options
-def revoked(mesh: str, node: str | None, form: str, run_dir: Path) -> None:
+def revoked(where: Where, node: str | None, form: str) -> None:
     """What is on the revocation list."""
-    running = find(mesh, node, run_dir)
+    running = where.local("revocation", NO_LISTS)
     try:
         found = revocation.read(MeshPaths(running.name).crl)
     except (BadList, OSError) as error:

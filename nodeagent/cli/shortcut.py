@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
 
-from nodeagent.cli.client import Answer, Program, ask, find, tell, unreachable
+from nodeagent.cli.client import Answer, Program, ask, tell, unreachable
 from nodeagent.cli.errors import CliError, Exit
 from nodeagent.cli.render import Column, Format
 from nodeagent.cli.views import STATUS, examples, mesh_options, report_silent, show
+from nodeagent.cli.where import Where
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +48,15 @@ def rows(answers: Sequence[Answer]) -> list[ShortcutRow]:
 
 
 def _row(node: str, status: Any) -> ShortcutRow:
-    found, counters = status["shortcut"], status["counters"]
+    found, counters = status.get("shortcut") or {}, status.get("counters") or {}
     return ShortcutRow(
         node=node,
-        usable=found["usable"],
-        on=found["on"],
-        ends=counters.get("shortcut_joined", 0),
-        yields=counters.get("shortcut_yielded", 0),
-        reason=found["reason"],
-        limits=tuple(found["limits"]),
+        usable=bool(found.get("usable")),
+        on=bool(found.get("on")),
+        ends=int(counters.get("shortcut_joined") or 0),
+        yields=int(counters.get("shortcut_yielded") or 0),
+        reason=str(found.get("reason") or ""),
+        limits=tuple(map(str, found.get("limits") or ())),
     )
 
 
@@ -67,7 +67,7 @@ def _row(node: str, status: Any) -> ShortcutRow:
 )
 @click.argument("state", type=click.Choice(["status", "on", "off"]), default="status")
 @mesh_options
-def shortcut(state: str, mesh: str, node: str | None, form: str, run_dir: Path) -> None:
+def shortcut(state: str, where: Where, node: str | None, form: str) -> None:
     """Between pods of one node that both ask for it (annotation qanat.io/same-node: shortcut, on pod or namespace) the
     kernel moves bytes from socket to socket instead of sending packets.
 
@@ -77,7 +77,7 @@ def shortcut(state: str, mesh: str, node: str | None, form: str, run_dir: Path) 
     restarts.
 
     on: flows that want it have it again, open ones too."""
-    running = find(mesh, node, run_dir)
+    running = where.find(node)
     told: tuple[Answer, ...] = ()
     if state != "status":
         told = tell(running, Program.AGENT, f"/shortcut/{state}")

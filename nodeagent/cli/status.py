@@ -14,10 +14,11 @@ import click
 
 from mesh.printable import printable
 from nodeagent.cli import certificates, rows
-from nodeagent.cli.client import Answer, RunningMesh, ask, find, is_listening, unreachable
+from nodeagent.cli.client import Answer, RunningMesh, ask, unreachable
 from nodeagent.cli.errors import Exit
 from nodeagent.cli.render import Column, Format, dump, emit, table
 from nodeagent.cli.views import CONFIG_DUMP, CONNECTIONS_PAGE, STATUS, TUNNEL_STATUS, examples, mesh_options
+from nodeagent.cli.where import Where
 from nodeagent.playground.identity import ProcessId
 
 
@@ -60,11 +61,11 @@ NODES: tuple[Column[NodeRow], ...] = (
 
 @click.command(epilog=examples("qanat status", "qanat status -o json | jq -e '.problems == []'"))
 @mesh_options
-def status(mesh: str, node: str | None, form: str, run_dir: Path) -> None:
+def status(where: Where, node: str | None, form: str) -> None:
     """Nodes and programs of a mesh, captured pods, and every problem in one sentence.
 
     Ends with 1 if there is a problem and 3 if a program did not answer."""
-    running = find(mesh, node, run_dir)
+    running = where.find(node)
     dumps, agents, live, tunnels = ask(running, CONFIG_DUMP, STATUS, CONNECTIONS_PAGE, TUNNEL_STATUS)
     found = assemble(running, dumps, agents, live, tunnels, time.time())
     chosen = Format(form)
@@ -130,9 +131,9 @@ def assemble(
     problems += dict.fromkeys(str(e) for a in agents if isinstance(a.data, Mapping) for e in a.data.get("errors") or ())
     return MeshStatus(
         mesh=mesh.name,
-        config=_config(mesh.root),
-        supervisor="up" if _supervisor_lives(mesh.root) else "down",
-        controlplane="up" if is_listening(mesh.root / "ca.sock") else "down",
+        config=(mesh.cluster.where,) if mesh.cluster else _config(mesh.root),
+        supervisor=_supervisor(mesh),
+        controlplane="up" if mesh.has_authority else "down",
         nodes=tuple(nodes),
         problems=tuple(problems),
     )
@@ -140,10 +141,10 @@ def assemble(
 
 def _program_problems(mesh: RunningMesh, dumps: Sequence[Answer], agents: Sequence[Answer]) -> list[str]:
     problems = [f"{one.node}: {one.program.value}: {one.error}" for one in unreachable((dumps, agents))]
-    if not _supervisor_lives(mesh.root):
+    if mesh.is_playground and not _supervisor_lives(mesh.root):
         problems.append(f"the supervisor is gone: qanat down --mesh {mesh.name} --purge cleans up")
-    if not is_listening(mesh.root / "ca.sock"):
-        problems.append(f"no certificate authority: nothing is renewed (qanat logs controlplane --mesh {mesh.name})")
+    if not mesh.has_authority:
+        problems.append(f"no certificate authority: nothing is renewed (qanat logs controlplane{mesh.option})")
     return problems
 
 
@@ -170,6 +171,12 @@ def _journal_problems(statuses: Sequence[Answer]) -> list[str]:
         for one, journal in journals
         if isinstance(journal, Mapping) and journal.get("error")
     ]
+
+
+def _supervisor(mesh: RunningMesh) -> str:
+    if not mesh.is_playground:
+        return "kubernetes"
+    return "up" if _supervisor_lives(mesh.root) else "down"
 
 
 def _supervisor_lives(root: Path) -> bool:

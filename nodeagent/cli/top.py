@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 from rich.live import Live
 
 from nodeagent.cli import traffic
-from nodeagent.cli.client import Answer, Program, RunningMesh, ask, find
+from nodeagent.cli.client import Answer, Program, RunningMesh, ask
 from nodeagent.cli.render import Column, Format, console, size, table
 from nodeagent.cli.traffic import TopRow
 from nodeagent.cli.views import CONNECTIONS_PAGE, examples, mesh_options, namespace_option, show
+from nodeagent.cli.where import Where
 
 FLOWS_PAGE = (Program.AGENT, "/flows")
 
@@ -53,14 +53,14 @@ COLUMNS: tuple[Column[TopRow], ...] = (
 )
 @click.option("--rows", "most", type=click.IntRange(min=1), default=40, show_default=True, help="Rows of a live table.")
 def top(
-    mesh: str, node: str | None, form: str, run_dir: Path, namespace: str | None, once: bool, by: str, interval: float,
+    where: Where, node: str | None, form: str, namespace: str | None, once: bool, by: str, interval: float,
     most: int,
 ) -> None:  # fmt: skip
     """Traffic by source, destination and port: path, connections, bytes, round trip, retransmits, resets.
 
     Direct and bypassed connections are counted in the kernel, every one. Of those that ztunnel carries (tunnel,
     plain) the ones that are open at a look are shown: short ones between two looks are not; its metrics have them."""
-    running = find(mesh, node, run_dir)
+    running = where.find(node)
     chosen = Format(form)
     before, answers, at = _look(running)
 

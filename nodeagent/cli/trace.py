@@ -9,17 +9,17 @@ import urllib.parse
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import click
 
 from mesh.printable import printable
-from nodeagent.cli.client import Node, Program, find
+from nodeagent.cli.client import Node, Program
 from nodeagent.cli.errors import CliError, Exit
 from nodeagent.cli.render import Format, dump
 from nodeagent.cli.views import examples, mesh_options
+from nodeagent.cli.where import Where
 
 EVENTS = ("connect", "established", "accept", "retransmit", "reset", "failed", "close")
 _START_S = 120.0
@@ -51,7 +51,7 @@ class NotTraced:
 @click.option("--event", "kinds", type=click.Choice(EVENTS), multiple=True, help="Only these; repeatable.")
 @click.option("--count", type=click.IntRange(min=1), help="End after so many events.")
 def trace(
-    mesh: str, node: str | None, form: str, run_dir: Path, pod: str | None, dst: str | None, kinds: tuple[str, ...],
+    where: Where, node: str | None, form: str, pod: str | None, dst: str | None, kinds: tuple[str, ...],
     count: int | None,
 ) -> None:  # fmt: skip
     """What happens to connections of chosen pods, as it happens, until Ctrl-C.
@@ -63,7 +63,7 @@ def trace(
         if pod.count("/") != 1:
             raise click.UsageError(f"--pod {pod}: give it as NAMESPACE/NAME")
         query["pod"] = [pod]
-    running = find(mesh, node, run_dir)
+    running = where.find(node)
     try:
         asyncio.run(_follow(running.nodes, f"/trace?{urllib.parse.urlencode(query, doseq=True)}", Format(form), count))
     except KeyboardInterrupt:

@@ -74,7 +74,7 @@ def _judged(what: str, verdict: Verdict, place: Place, facts: Facts) -> Step:
 def _policy_fix(rule: str, place: Place, facts: Facts) -> str:
     source = facts.source.workload
     if "(rejected at" in rule:
-        return f"the object cannot be used: mend that field (qanat status --mesh {facts.mesh} has file and line)"
+        return f"the object cannot be used: mend that field (qanat status{facts.option} has file and line)"
     if rule.startswith("waypoint "):
         return WAYPOINT_FIX
     if rule.endswith("STRICT"):
@@ -84,7 +84,7 @@ def _policy_fix(rule: str, place: Place, facts: Facts) -> str:
         identity = proven(facts, place)
         who = f"principal {str(identity).removeprefix('spiffe://')}" if identity else facts.source.label
         return f"add a rule for {who} to one of these policies"
-    return f"if it should be allowed, change that rule (qanat whatif --mesh {facts.mesh} shows what else that does)"
+    return f"if it should be allowed, change that rule (qanat whatif{facts.option} shows what else that does)"
 
 
 def _node_says(place: Place, verdict: Verdict, facts: Facts) -> Step | None:
@@ -102,5 +102,5 @@ def _node_says(place: Place, verdict: Verdict, facts: Facts) -> Step | None:
         "node",
         State.BROKEN,
         f"{node} {word} it, by {answer.data.get('rule')}; the files say: {verdict.rule}",
-        f"it goes by another configuration: qanat status --mesh {facts.mesh} names what it cannot read",
+        f"it goes by another configuration: qanat status{facts.option} names what it cannot read",
     )

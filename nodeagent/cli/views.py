@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from rich.live import Live
 
+from mesh.printable import printable
 from nodeagent.cli import rows
-from nodeagent.cli.client import Answer, Program, RunningMesh, ask, find, unreachable
+from nodeagent.cli.client import Answer, Program, RunningMesh, ask, unreachable
 from nodeagent.cli.errors import EXIT_CODES, Exit
 from nodeagent.cli.render import Column, Format, age, console, dump, emit, size, table
-from nodeagent.playground.names import DEFAULT_MESH, RUN_ROOT
+from nodeagent.cli.where import Where, where_options
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Row = TypeVar("Row")
@@ -26,19 +26,10 @@ STATUS = (Program.AGENT, "/status")
 TUNNEL_STATUS = (Program.ZTUNNEL, "/status")
 
 
-def mesh_option(command: Command) -> Command:
-    """--mesh and the hidden --run-dir, which tests use."""
-    for option in (
-        click.option("--run-dir", type=click.Path(path_type=Path), default=RUN_ROOT, hidden=True),
-        click.option("--mesh", "-m", envvar="QANAT_MESH", default=DEFAULT_MESH, show_default=True, metavar="NAME",
-                     help="Which mesh (or $QANAT_MESH)."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
 def node_option(command: Command) -> Command:
-    return click.option("--node", metavar="NAME", help="Ask only this node.")(command)
+    return click.option("--node", metavar="NAME", help="Ask only this node; the answer is what this one knows.")(
+        command
+    )
 
 
 def output_option(command: Command) -> Command:
@@ -49,7 +40,7 @@ def output_option(command: Command) -> Command:
 
 
 def mesh_options(command: Command) -> Command:
-    return mesh_option(node_option(output_option(command)))
+    return where_options(node_option(output_option(command)))
 
 
 def namespace_option(command: Command) -> Command:
@@ -77,7 +68,7 @@ def show(
 
 def report_silent(silent: Sequence[Answer]) -> None:
     for answer in silent:
-        click.echo(f"node {answer.node}: {answer.program.value}: {answer.error}", err=True)
+        click.echo(printable(f"node {answer.node}: {answer.program.value}: {answer.error}"), err=True)
     if silent:
         raise SystemExit(Exit.PARTIAL)
 
@@ -114,9 +105,9 @@ WORKLOADS: tuple[Column[rows.WorkloadRow], ...] = (
 ))  # fmt: skip
 @mesh_options
 @namespace_option
-def workloads(mesh: str, node: str | None, form: str, run_dir: Path, namespace: str | None) -> None:
+def workloads(where: Where, node: str | None, form: str, namespace: str | None) -> None:
     """Pods the mesh knows, and how each is reached: HBONE (through the tunnel) or TCP (plain)."""
-    running = find(mesh, node, run_dir)
+    running = where.find(node)
     dumps, agents = ask(running, CONFIG_DUMP, STATUS)
     found = [row for row in rows.workloads(dumps, agents) if _is_in(namespace, row.namespace)]
     show(running, Format(form), "workloads", WORKLOADS, found, (dumps, agents), "no workloads")
@@ -138,9 +129,9 @@ SERVICES: tuple[Column[rows.ServiceRow], ...] = (
 @click.command(epilog=examples("qanat services", "qanat services -n shop -o wide"))
 @mesh_options
 @namespace_option
-def services(mesh: str, node: str | None, form: str, run_dir: Path, namespace: str | None) -> None:
+def services(where: Where, node: str | None, form: str, namespace: str | None) -> None:
     """Services with their addresses, and how many endpoints are healthy of how many."""
-    running = find(mesh, node, run_dir)
+    running = where.find(node)
     (dumps,) = ask(running, CONFIG_DUMP)
     found = [row for row in rows.services(dumps) if _is_in(namespace, row.namespace)]
     show(running, Format(form), "services", SERVICES, found, (dumps,), "no services")
@@ -172,11 +163,11 @@ CONNECTIONS: tuple[Column[rows.ConnectionRow], ...] = (
 @click.option("--direction", type=click.Choice(["inbound", "outbound"]), help="Only these.")
 @click.option("-w", "--watch", is_flag=True, help="Refresh every second until Ctrl-C (tables only).")
 def connections(
-    mesh: str, node: str | None, form: str, run_dir: Path, namespace: str | None, direction: str | None, watch: bool
+    where: Where, node: str | None, form: str, namespace: str | None, direction: str | None, watch: bool
 ) -> None:
     """Open connections: those that ztunnel carries (a cross-node one shows on both nodes, once per end) and those that
     need no proxy, as the kernel has them (direct, bypass)."""
-    running = find(mesh, node, run_dir)
+    running = where.find(node)
     chosen = Format(form)
 
     def look() -> tuple[list[rows.ConnectionRow], Sequence[Answer]]:

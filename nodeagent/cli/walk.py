@@ -41,7 +41,7 @@ def _by_name(facts: Facts, name: str) -> Workload:
 def _programs(facts: Facts) -> Iterator[Step]:
     silent = [one for group in (facts.agents, facts.certs) for one in group.values() if one.error]
     for one in silent:
-        fix = f"qanat logs {one.program.value}/{one.node} --mesh {facts.mesh}"
+        fix = f"qanat logs {one.program.value}/{one.node}{facts.option}"
         yield Step("programs", State.BROKEN, f"{one.program.value} on {one.node}: {one.error}", fix)
     if facts.agents and not silent:
         yield Step("programs", State.OK, f"node agent and ztunnel answer on {' and '.join(facts.agents)}")
@@ -63,7 +63,7 @@ def _captured(side: str, workload: Workload | None, facts: Facts) -> Iterator[St
         yield Step(name, State.OK, f"{label} is captured on {workload.node}")
     elif facts.agents.get(str(workload.node)):
         why = str(status.get("error") or state) if status else f"nodeagent/{workload.node} does not know it"
-        fix = f"qanat status --mesh {facts.mesh}; qanat logs nodeagent/{workload.node} --mesh {facts.mesh}"
+        fix = f"qanat status{facts.option}; qanat logs nodeagent/{workload.node}{facts.option}"
         yield Step(name, State.BROKEN, f"{label} should be captured and is not: {why}", fix)
     else:
         yield Step(name, State.BROKEN, f"{label} runs on no node that could be asked", "is the pod scheduled?")
@@ -86,7 +86,7 @@ def _endpoints(facts: Facts) -> Iterator[Step]:
         yield Step("endpoints", State.BROKEN, f"service {name} has no endpoint: its selector is {selector}", fix)
     elif not any(place.healthy for place in target.places):
         names = ", ".join(place.label for place in target.places)
-        fix = f"qanat logs <pod> --mesh {facts.mesh}; look at the readiness probe"
+        fix = f"qanat logs <pod>{facts.option}; look at the readiness probe"
         yield Step("endpoints", State.BROKEN, f"no endpoint of service {name} is ready: {names}", fix)
     else:
         ready = [place.label for place in target.places if place.healthy]
@@ -126,8 +126,8 @@ def _certificate(name: str, workload: Workload, facts: Facts) -> Iterator[Step]:
 
 def _ca_fix(facts: Facts) -> str:
     if not facts.has_ca:
-        return f"no certificate authority runs: qanat logs controlplane --mesh {facts.mesh}"
-    return f"qanat certs --mesh {facts.mesh}; qanat logs controlplane --mesh {facts.mesh}"
+        return f"no certificate authority runs: qanat logs controlplane{facts.option}"
+    return f"qanat certs{facts.option}; qanat logs controlplane{facts.option}"
 
 
 def _seconds_left(entry: Mapping[str, Any], now: float) -> float | None:

@@ -17,12 +17,13 @@ from mesh.journal.flow import Record
 from mesh.policy.replay import Change, Judge, Observed, Outcome, compare, gather
 from mesh.printable import printable
 from nodeagent.cli.audit import Since
-from nodeagent.cli.client import NoAnswer, ask, find
+from nodeagent.cli.client import NoAnswer, ask
 from nodeagent.cli.configuration import HOSTS_PAGE, load, read_changes, resolved
 from nodeagent.cli.errors import CliError, Exit
 from nodeagent.cli.journals import find_journals
 from nodeagent.cli.render import Column, Format, age, dump, emit, table
 from nodeagent.cli.views import CONFIG_DUMP, examples, mesh_options, report_silent
+from nodeagent.cli.where import Where
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,9 @@ COLUMNS: tuple[Column[Row], ...] = (
               help="An object that would be gone; repeatable.")  # fmt: skip
 @click.option("--since", type=Since(), default=0, metavar="WHEN", help="Only connections written down since (2h, 7d).")
 def whatif(
-    mesh: str,
+    where: Where,
     node: str | None,
     form: str,
-    run_dir: Path,
     files: tuple[Path, ...],
     deletions: tuple[str, ...],
     since: int,
@@ -96,7 +96,7 @@ def whatif(
     as they would be. Ends with 1 if one that is allowed now would be denied."""
     if not files and not deletions:
         raise click.UsageError("say what would change: -f FILE or --delete KIND/NAMESPACE/NAME")
-    running = find(mesh, node, run_dir)
+    running = where.find(node)
     dumps, hosts = ask(running, CONFIG_DUMP, HOSTS_PAGE)
     current = load(running, dumps)
     changes = read_changes(files, deletions, current)
@@ -110,10 +110,10 @@ def whatif(
             if isinstance(one.entry, Record) and one.entry.written_us >= since
         )  # fmt: skip
     except NoAnswer as error:
-        raise CliError(f"a node stopped answering: {error}", f"qanat status -m {mesh}") from error
+        raise CliError(f"a node stopped answering: {error}", f"qanat status{running.option}") from error
     addresses = resolved(hosts)
-    changed = current.source.altered(changes.put, frozenset(changes.removed))
-    found = report(mesh, compare(Judge(current.snapshot, addresses), Judge(changed, addresses), seen))
+    changed = current.altered(changes.put, frozenset(changes.removed))
+    found = report(running.name, compare(Judge(current.snapshot, addresses), Judge(changed, addresses), seen))
     chosen = Format(form)
     if chosen.is_data:
         click.echo(dump(found, chosen))

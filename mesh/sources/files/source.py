@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mesh.kube.assemble import Assembler, assemble
-from mesh.kube.objects import KubeObject, ObjectRef, PodObject, PolicyObject, ServiceObject
+from mesh.kube.objects import KubeObject, ObjectRef, PolicyObject
+from mesh.kube.overlay import overlaid
 from mesh.kube.settings import Labels, TranslateSettings, Waypoints
 from mesh.model.snapshot import MeshSnapshot, diff
 from mesh.sources import SourceError, SourceUpdate
@@ -251,14 +252,4 @@ def _missing(directory: Path, error: OSError) -> SourceError:
 def _with_status(
     objects: Mapping[ObjectRef, KubeObject], overlays: Mapping[ObjectRef, KubeObject]
 ) -> dict[ObjectRef, KubeObject]:
-    return {ref: _overlaid(item, overlays[ref]) if ref in overlays else item for ref, item in objects.items()}
-
-
-def _overlaid(base: KubeObject, overlay: KubeObject) -> KubeObject:
-    match base, overlay:
-        case PodObject(), PodObject():
-            return replace(base, status=overlay.status, node=base.node or overlay.node)
-        case ServiceObject(), ServiceObject() if not base.cluster_ips and not base.headless and not base.external_name:
-            return replace(base, cluster_ips=overlay.cluster_ips, headless=overlay.headless)
-        case _:
-            return base
+    return {ref: overlaid(item, overlays[ref]) if ref in overlays else item for ref, item in objects.items()}

@@ -7,18 +7,21 @@ Everything a server can send is bounded: the length of a page, of an event, the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Generic, Self, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar
 
 import httpx2 as httpx
 import msgspec
 from lightkube.config.client_adapter import AsyncClient, ConnectionParams
 from lightkube.config.kubeconfig import KubeConfig
 from lightkube.core.exceptions import ConfigError
+
+if TYPE_CHECKING:
+    from mesh.sources.kubernetes.execution import Execution
 
 Raw = dict[str, Any]
 
@@ -170,6 +173,17 @@ class Api:
             raise self._unreachable(f"get {path}", error) from error
         return bytes(found[:limit]).decode("utf-8", "replace")
 
+    async def stream(self, path: str) -> AsyncGenerator[bytes, None]:
+        """What is no object and may never end (a log that is followed), as it comes. Raises ApiError."""
+        timeout = httpx.Timeout(ANSWER_S, read=None)
+        try:
+            async with self._client.stream("GET", path, timeout=timeout) as answer:
+                await _check(answer, f"get {path}")
+                async for chunk in answer.aiter_bytes():
+                    yield chunk
+        except httpx.HTTPError as error:
+            raise self._unreachable(f"get {path}", error) from error
+
     async def send(
         self, method: str, path: str, body: Mapping[str, Any], content_type: str = "application/json"
     ) -> Raw:
@@ -189,8 +203,44 @@ class Api:
         query = f"fieldManager={manager}&force=true{'&dryRun=All' if dry_run else ''}"
         return await self.send("PATCH", f"{path}?{query}", body, "application/apply-patch+yaml")
 
+    @asynccontextmanager
+    async def run_in(self, pod: str, *, container: str, command: Sequence[str]) -> AsyncIterator[Execution]:
+        """A command in a running pod (``pod``: its path), for as long as the block lasts. Raises ApiError when it
+        cannot be started; what the Execution raises is ExecError."""
+        from mesh.sources.kubernetes.execution import (  # WebSockets: no program of the mesh needs them
+            ExecError,
+            execute,
+        )
+
+        started = False
+        try:
+            async with execute(self._client, pod, container=container, command=command, ended=_last_words) as running:
+                started = True
+                yield running
+        except ExecError as error:
+            if started:
+                raise
+            reason = f"exec in {pod.rpartition('/')[2]}: {error}"
+            match error.status:
+                case 403:
+                    raise Forbidden(f"{reason} (the role needs get and create on pods/exec there)") from error
+                case 404:
+                    raise NotServed(f"{reason}: there is no such pod") from error
+                case _:
+                    raise ApiError(reason) from error
+        except httpx.HTTPError as error:
+            raise self._unreachable(f"exec in {pod.rpartition('/')[2]}", error) from error
+
     def _unreachable(self, what: str, error: httpx.HTTPError) -> ApiError:
         return ApiError(f"{what}: {self.where} does not answer: {str(error) or type(error).__name__}")
+
+
+def _last_words(status: bytes) -> str:
+    try:
+        found = _decoded(status, "exec")
+    except ApiError:
+        return "it ended"
+    return str(found.get("message") or "it ended")
 
 
 async def _check(answer: httpx.Response, what: str) -> None:

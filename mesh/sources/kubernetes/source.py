@@ -175,6 +175,10 @@ class KubernetesSource:
         elif name not in self._names[ref.kind]:
             self._pending.setdefault(ref, None)
 
+    def held(self) -> list[Raw]:
+        """What the mesh goes by, in Kubernetes' own form as far as it is read; from any thread."""
+        return [raw for _, raw in self._lines(self._assembler.held()) if raw is not None]
+
     def status(self) -> list[ResourceStatus]:
         now = time.monotonic()
         return [
@@ -229,11 +233,10 @@ class KubernetesSource:
             parsed = parse_object(raw, self._settings.labels)
         except ObjectError as error:
             told = SourceError("", 0, str(error.ref or ""), path_text(error.path), error.message)
-            return _Taken(None, told, error.stand_in, keep_policy(raw) if error.stand_in and self._checkpoint else None)
+            return _Taken(None, told, error.stand_in, keep_policy(raw) if error.stand_in else None)
         if isinstance(parsed, Ignored):
             return _Taken(None)
-        is_policy = isinstance(parsed, PolicyObject) and self._checkpoint is not None
-        return _Taken(parsed, raw=keep_policy(raw) if is_policy else None)
+        return _Taken(parsed, raw=keep_policy(raw) if isinstance(parsed, PolicyObject) else None)
 
     def replace(self, resource: Resource, items: Mapping[tuple[str, str], object]) -> None:
         for gone in self._names[resource.kind] - items.keys():

@@ -16,7 +16,7 @@ import click
 
 from mesh.sources.kubernetes.api import Api, ApiError
 from nodeagent.cli.cluster import checks, objects
-from nodeagent.cli.cluster.install import cluster_options, with_api
+from nodeagent.cli.cluster.connect import cluster_options, with_api
 from nodeagent.cli.cluster.objects import NAMESPACE, Raw
 from nodeagent.cli.cluster.rollout import pods
 from nodeagent.cli.render import Format, dump, plain

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from mesh.sources.kubernetes.api import Api, ApiError, Forbidden
+from mesh.sources.kubernetes.api import Api
 from nodeagent.cli.cluster import objects
 from nodeagent.cli.cluster.apply import Applied, Tell, apply_all, find
+from nodeagent.cli.cluster.connect import cluster_options, with_api
 from nodeagent.cli.cluster.remove import AGENT
 from nodeagent.cli.cluster.remove import uninstall as remove
 from nodeagent.cli.cluster.rollout import Standing, wait_ready
@@ -20,47 +20,12 @@ from nodeagent.cli.errors import CliError
 from nodeagent.cli.render import Format, dump
 
 F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T")
 RELEASE = "meta.helm.sh/release-name"
 
 EXIT_CODES = """\b
 Exit codes:
   0  done, and everything is ready
   1  refused, failed, or not ready in time"""
-
-
-def cluster_options(command: F) -> F:
-    """Which cluster, and how to answer."""
-    for option in (
-        click.option("-o", "--output", "form", type=click.Choice(["table", "json", "yaml"]), default="table"),
-        click.option("--context", default="", help="Context of the kubeconfig; default its current one."),
-        click.option(
-            "--kubeconfig",
-            type=click.Path(path_type=Path),
-            envvar="QANAT_KUBECONFIG",
-            help="Which cluster; default $KUBECONFIG, ~/.kube/config or the pod's service account.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def with_api(kubeconfig: Path | None, context: str, work: Callable[[Api], Coroutine[Any, Any, T]]) -> T:
-    """The API's errors as the command line's. Raises CliError."""
-
-    async def run() -> T:
-        api = Api.connect(kubeconfig, context)
-        try:
-            return await work(api)
-        finally:
-            await api.close()
-
-    try:
-        return asyncio.run(run())
-    except Forbidden as error:
-        raise CliError(str(error), "run it as an administrator of the cluster; qanat check --cluster") from error
-    except ApiError as error:
-        raise CliError(str(error), "qanat check --cluster") from error
 
 
 def teller(form: str) -> Tell:

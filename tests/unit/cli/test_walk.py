@@ -60,7 +60,7 @@ class World:
         if self.silent:
             agents[self.silent] = Answer(self.silent, Program.AGENT, None, "not running")
         facts = Facts(
-            mesh="m",
+            option=" --mesh m",
             snapshot=snapshot,
             source=start,
             target=end,
