@@ -89,6 +89,14 @@ perf-k8s: build ## one node's programs against the API of 100, 1,000 and 5,000 n
 images: build ## build/images/qanat.tar, from this machine's files without a container engine
 	@$(PY) daemonset/images/local.py
 
+.PHONY: kind kind-down minikube minikube-down
+kind: build ## a cluster of kind with the mesh, a demo application and a proof (needs kind and docker); kind-down ends it
+	@tools/demo_cluster.sh kind
+minikube: build ## the same with minikube
+	@tools/demo_cluster.sh minikube
+kind-down minikube-down: %-down:
+	@tools/demo_cluster.sh $* down
+
 ##@ Steps
 .PHONY: check
 check: ## can Qanat run on this machine? what is missing, with the fix
