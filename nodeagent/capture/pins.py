@@ -15,6 +15,7 @@ from nodeagent.capture.errors import CaptureError
 from nodeagent.capture.mounts import BPFFS
 
 ROOT = BPFFS / "qanat"
+_CREATE_TRIES = 100
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,120}")  # bpffs allows no dots
 
 
@@ -40,9 +41,15 @@ class Pins:
         return self.base / "links"
 
     def create(self) -> None:
-        # parents=True: another instance's purge may remove the empty root at any moment.
-        for path in (self.maps, self.links):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Another instance's purge may remove the empty root at any moment, until there is something below it."""
+        for tries_left in reversed(range(_CREATE_TRIES)):
+            try:
+                self.maps.mkdir(mode=0o700, parents=True, exist_ok=True)
+                break
+            except FileNotFoundError:
+                if not tries_left:
+                    raise
+        self.links.mkdir(mode=0o700, exist_ok=True)
         for path in (ROOT, self.base.parent, self.base):
             path.chmod(0o700)
         for left in self.base.glob("bcc-*"):  # of an agent that died while BCC was at work
@@ -72,7 +79,10 @@ def drop_link(path: Path) -> None:
 
 def instances() -> list[str]:
     """Names with anything pinned, ours or left over."""
-    return sorted(path.name for path in ROOT.iterdir()) if ROOT.is_dir() else []
+    try:
+        return sorted(path.name for path in ROOT.iterdir())
+    except FileNotFoundError:  # the last one is gone, and the root with it
+        return []
 
 
 def stale_schemas(instance: str) -> list[Path]:

@@ -17,7 +17,7 @@ from mesh import keyring
 from nodeagent import capture as node_capture
 from nodeagent.playground import netns, network, state
 from nodeagent.playground.identity import ProcessId, pids_inside
-from nodeagent.playground.names import BPF_ROOT, NETNS_DIR, NETNS_PREFIX, RUN_ROOT, MeshPaths
+from nodeagent.playground.names import NETNS_DIR, NETNS_PREFIX, RUN_ROOT, MeshPaths
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +25,7 @@ log = logging.getLogger(__name__)
 def capture(mesh: str, nodes: Iterable[str] = ()) -> list[str]:
     """Detaches and unpins kernel programs of the mesh; returns the instances found."""
     known = {f"{mesh}-{node}" for node in nodes}
-    if BPF_ROOT.is_dir():
-        known |= {p.name for p in BPF_ROOT.iterdir() if p.name.startswith(f"{mesh}-")}
+    known |= {name for name in node_capture.instances() if name.startswith(f"{mesh}-")}
     return [instance for instance in sorted(known) if node_capture.purge(instance)]
 
 
@@ -77,8 +76,7 @@ def crashed_meshes() -> list[str]:
     names = {p.name for p in RUN_ROOT.iterdir() if p.is_dir()} if RUN_ROOT.is_dir() else set()
     if NETNS_DIR.is_dir():
         names |= {p.name.split("-")[1] for p in NETNS_DIR.iterdir() if p.name.startswith(NETNS_PREFIX)}
-    if BPF_ROOT.is_dir():
-        names |= {p.name.split("-")[0] for p in BPF_ROOT.iterdir() if "-" in p.name}
+    names |= {name.split("-")[0] for name in node_capture.instances() if "-" in name}
     found = []
     for name in sorted(names):
         with contextlib.suppress(Exception):

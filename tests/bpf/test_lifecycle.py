@@ -19,7 +19,16 @@ import pytest
 
 from nodeagent.bpf import layouts, loader, probe
 from nodeagent.bpf.loader import Link, Map, Object
-from nodeagent.capture import Capture, CaptureError, CaptureSettings, instances, netns_cookie, purge, stale_schemas
+from nodeagent.capture import (
+    Capture,
+    CaptureError,
+    CaptureSettings,
+    instances,
+    netns_cookie,
+    pins,
+    purge,
+    stale_schemas,
+)
 from nodeagent.capture.mounts import BPFFS, cgroup2_root
 from tests.bpf.world import Captured, Space, World, compile_bpf, eventually, ip
 
@@ -262,6 +271,30 @@ def test_closed_posture_captures_although_the_agent_is_silent(world: World) -> N
         mesh.enroll(world.a)
         with world.a.dial(OUTSIDE, 80):
             mesh.accept(world.a, 15001).close()
+
+
+def test_instance_is_made_although_the_last_other_one_takes_the_root_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = BPFFS / f"qanat-test-root-{os.getpid()}"
+    monkeypatch.setattr(pins, "ROOT", root)
+    make = os.mkdir
+    taken: list[object] = []
+
+    def mkdir(path: os.PathLike[str], mode: int = 0o777) -> None:
+        """As the other one's purge would, between two steps of ours."""
+        make(path, mode)
+        if Path(path) == root and len(taken) < 3:
+            taken.append(path)
+            root.rmdir()
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+
+    pins.pins_of("late").create()
+
+    assert len(taken) == 3
+    assert pins.instances() == ["late"]
+    assert pins.pins_of("late").links.is_dir()
+    assert pins.purge("late")
+    assert not root.exists() and pins.instances() == []
 
 
 def test_layouts_equal_the_btf_of_the_loaded_maps(mesh: Captured) -> None:
