@@ -45,6 +45,11 @@ test-k8s: build ## on a real Kubernetes of two nodes (compiled once, from Go mod
 	@tools/k8s.sh
 	@$(PY) tools/tiers.py k8s k8s-e2e
 
+.PHONY: test-k8s-e2e
+test-k8s-e2e: build ## the part of it that needs two nodes
+	@tools/k8s.sh
+	@$(PY) tools/tiers.py k8s-e2e
+
 .PHONY: test-k8s-api
 test-k8s-api: build ## the part of it that needs etcd and kube-apiserver alone
 	@tools/k8s.sh kube-apiserver

@@ -11,6 +11,7 @@ has failed. The last line is ``N passed, N failed, N skipped``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,15 +19,11 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 JUNIT = ROOT / "build" / "junit"
-SECOND_LOOK = 4
-"""At most so many failures of a tier are looked at again: more are no accident."""
-SECOND_LOOK_S = 180
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +35,12 @@ class Tier:
     """Below tests/, where it is not the tier's name."""
     beside: bool = False
     """Disturbs nobody and cares for nobody's noise: runs while the others do."""
+    again: int = 4
+    """At most so many failures are looked at again: more are no accident."""
+    again_s: int = 180
+    """For each of them."""
+    after_kill: tuple[str, ...] = ()
+    """Of python: ends what a run leaves that had to be killed."""
 
 
 TIERS = {
@@ -49,7 +52,14 @@ TIERS = {
         Tier("netns", 900),  # with a load of 10 on two cores, 520 s reached 527 of 567 tests
         Tier("interop", 600),
         Tier("k8s", 600, ("--ignore=tests/k8s/e2e",)),
-        Tier("k8s-e2e", 900, folder="k8s/e2e"),
+        Tier(
+            "k8s-e2e",
+            1500,  # a second look makes a new cluster
+            folder="k8s/e2e",
+            again=2,
+            again_s=400,
+            after_kill=("-m", "tests.k8s.cluster", "down"),
+        ),
     )
 }
 
@@ -123,7 +133,7 @@ def finish(run: Run) -> Result:
     try:
         code = run.process.wait(max(left, 1))
     except subprocess.TimeoutExpired:
-        timed_out, code = True, stop(run)
+        timed_out, code = True, stop(run.tier, run.process)
     result = counts(JUNIT / f"{run.tier.name}.xml")
     if timed_out or (code and not result.failed):
         result += Result(failed=1)  # collection error, crash, nothing collected, time limit
@@ -132,46 +142,70 @@ def finish(run: Run) -> Result:
     took = time.monotonic() - run.started
     note = f"  (stopped at its limit of {run.tier.limit_s} s)" if timed_out else ""
     print(f"== {run.tier.name}: {result} in {took:.0f} s{note}", flush=True)
+    if reason := not_run(JUNIT / f"{run.tier.name}.xml"):
+        print(f"== {reason}", flush=True)
     return result
 
 
 def look_again(tier: Tier, result: Result) -> Result:
     """The tier's result after its few failures were run once more, alone."""
     again = failures(JUNIT / f"{tier.name}.xml")
-    if not again or len(again) != result.failed or len(again) > SECOND_LOOK:
+    if not again or len(again) != result.failed or len(again) > tier.again:
         return result
     print(f"\n== {tier.name}: a second look at {len(again)}", flush=True)
-    passed = [node for node in again if passes([node])]
+    passed = [node for node in again if passes(tier, node)]
     for node in passed:
         print(f"== UNSTEADY: {node} failed, and passed when run again alone", flush=True)
     return result + Result(len(passed), -len(passed))
 
 
-def passes(nodes: Sequence[str]) -> bool:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *nodes]
+def passes(tier: Tier, node: str) -> bool:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", node]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
-        return subprocess.run(command, cwd=ROOT, timeout=SECOND_LOOK_S, check=False).returncode == 0
+        return process.wait(tier.again_s) == 0
     except subprocess.TimeoutExpired:
         return False
+    finally:
+        if process.poll() is None:
+            stop(tier, process)
 
 
-def stop(run: Run) -> int:
+def stop(tier: Tier, process: subprocess.Popen[bytes]) -> int:
     """First the way a person would, so that fixtures clean up; then for good."""
-    for number, grace_s in ((signal.SIGINT, 20), (signal.SIGKILL, 10)):
-        try:
-            os.killpg(run.process.pid, number)
-            return run.process.wait(grace_s) or 1
-        except subprocess.TimeoutExpired:
-            continue
-        except ProcessLookupError:
+    code = 1
+    for number, grace_s in ((signal.SIGINT, 30), (signal.SIGKILL, 10)):
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, number)
+            code = process.wait(grace_s) or 1
             break
-    return 1
+    if tier.after_kill:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run([sys.executable, *tier.after_kill], cwd=ROOT, timeout=60, check=False)
+    return code
+
+
+def not_run(junit: Path) -> str:
+    """Why no test of a tier ran; empty when one did."""
+    try:
+        cases = list(ET.parse(junit).getroot().iter("testcase"))
+    except (OSError, ET.ParseError):
+        return ""
+    skips = [case.find("skipped") for case in cases]
+    if not cases or any(skip is None for skip in skips):
+        return ""
+    reasons = sorted({skip.get("message", "").removeprefix("Skipped: ") for skip in skips if skip is not None})
+    return f"NOT RUN: {junit.stem}, {len(cases)} tests: {'; '.join(reasons)}"
 
 
 def main(names: list[str]) -> int:
     if names == ["--sum"]:  # of what has run, for .ci/run
         total = sum((Result(**json.loads(one.read_text())) for one in sorted(JUNIT.glob("*.json"))), Result())
         print(total.passed, total.failed, total.skipped)
+        return 0
+    if names == ["--not-run"]:
+        for reason in filter(None, map(not_run, sorted(JUNIT.glob("*.xml")))):
+            print(reason)
         return 0
     unknown = [name for name in names if name not in TIERS]
     if unknown or not names:
@@ -197,7 +231,7 @@ def main(names: list[str]) -> int:
             running.remove(run)
     finally:
         for run in running:
-            stop(run)
+            stop(run.tier, run.process)
     total = Result()
     for name, first in results.items():
         last = look_again(TIERS[name], first)
@@ -207,5 +241,10 @@ def main(names: list[str]) -> int:
     return 1 if total.failed else 0
 
 
+def interrupted(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupted)  # of `timeout`, so that what was started is ended too
     sys.exit(main(sys.argv[1:]))

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
                 except KeyboardInterrupt:
                     return 0
         case ["down"]:
-            with machine.lock(0.0):
+            with machine.lock(0.0), machine.sysctls_kept():
                 cluster.clean()
         case ["kubectl", *rest]:
             process: subprocess.Popen[bytes] = cluster.Cluster().kubectl_started(*rest)

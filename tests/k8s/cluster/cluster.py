@@ -140,17 +140,13 @@ class Cluster:
 
     def up(self, images: tuple[Path, ...], proxy_mode: str = "nftables") -> None:
         """Raises AssertionError with what is not ready."""
-        before = machine.sysctls()
-        try:
-            credentials = Credentials(HOME / "pki")
-            self._start_control(credentials)
-            for one in self.nodes:
-                self._start_node(one, credentials, images, proxy_mode)
-            cidrs = {one: self._pod_cidr(one) for one in self.nodes}
-            self._route(cidrs)
-            self.kubectl("wait", "--for=condition=Ready", "node", "--all", f"--timeout={READY_S:.0f}s")
-        finally:
-            machine.restore_sysctls(before)
+        credentials = Credentials(HOME / "pki")
+        self._start_control(credentials)
+        for one in self.nodes:
+            self._start_node(one, credentials, images, proxy_mode)
+        cidrs = {one: self._pod_cidr(one) for one in self.nodes}
+        self._route(cidrs)
+        self.kubectl("wait", "--for=condition=Ready", "node", "--all", f"--timeout={READY_S:.0f}s")
 
     def _start_control(self, credentials: Credentials) -> None:
         machine.make_cgroup(CONTROL)
@@ -311,13 +307,14 @@ def clean() -> None:
 def running(images: tuple[Path, ...], nodes: tuple[Node, ...] = NODES, **options: str) -> Iterator[Cluster]:
     """Raises Unfit where there can be no cluster."""
     cluster = Cluster(nodes)
-    before = machine.sysctls()
-    with machine.lock():
+    with machine.lock(), machine.sysctls_kept() as values:
         clean()
         HOME.mkdir(mode=0o755)
         try:
-            cluster.up(images, **options)
+            try:
+                cluster.up(images, **options)
+            finally:
+                machine.restore_sysctls(values)  # kubelets write them when they start
             yield cluster
         finally:
             clean()
-            machine.restore_sysctls(before)

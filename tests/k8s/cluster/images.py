@@ -17,14 +17,20 @@ QANAT = "localhost/qanat:0.1.0"
 
 
 def build() -> tuple[Path, ...]:
+    ours = BUILT / "qanat.tar"
+    pause = build_pause()
+    subprocess.run(
+        [sys.executable, str(ROOT / "daemonset/images/local.py"), f"--name={QANAT}", f"--to={ours}"], check=True
+    )
+    return pause, ours
+
+
+def build_pause() -> Path:
     BUILT.mkdir(parents=True, exist_ok=True)
-    pause, ours = BUILT / "pause.tar", BUILT / "qanat.tar"
+    pause = BUILT / "pause.tar"
     if not pause.exists():
         with tempfile.TemporaryDirectory() as directory:
             source = Path(__file__).with_name("pause.c")
             subprocess.run(["gcc", "-static", "-O2", "-o", f"{directory}/pause", str(source)], check=True)
             oci.write(oci.Image(PAUSE, entrypoint=("/pause",)), Path(directory), pause)
-    subprocess.run(
-        [sys.executable, str(ROOT / "daemonset/images/local.py"), f"--name={QANAT}", f"--to={ours}"], check=True
-    )
-    return pause, ours
+    return pause

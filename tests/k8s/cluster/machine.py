@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -16,18 +17,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 NAME = os.environ.get("QANAT_K8S_NAME", "qanat-k8s")
 CGROUPS = Path("/sys/fs/cgroup")
 LOCK = Path("/run/lock", NAME)
-WRITTEN_BY_KUBELET = (
-    "vm/overcommit_memory",
-    "vm/panic_on_oom",
-    "kernel/panic",
-    "kernel/panic_on_oops",
-    "kernel/keys/root_maxkeys",
-    "kernel/keys/root_maxbytes",
-)
+SYSCTLS = Path("/run/lock/qanat-k8s-sysctls")
+KUBELET_WRITES = {
+    "vm/overcommit_memory": "1",
+    "vm/panic_on_oom": "0",
+    "kernel/panic": "10",
+    "kernel/panic_on_oops": "1",
+    "kernel/keys/root_maxkeys": "1000000",
+    "kernel/keys/root_maxbytes": "25000000",
+}
+"""Sysctls of the whole machine, with the values of pkg/kubelet/cm in Kubernetes 1.36."""
 
 
 class Unfit(Exception):
@@ -96,14 +100,57 @@ def _removed(path: Path) -> bool:
 
 
 def sysctls() -> dict[str, str]:
-    return {name: Path("/proc/sys", name).read_text() for name in WRITTEN_BY_KUBELET}
+    return {name: Path("/proc/sys", name).read_text().strip() for name in KUBELET_WRITES}
 
 
 def restore_sysctls(values: dict[str, str]) -> None:
     for name, value in values.items():
         path = Path("/proc/sys", name)
-        if path.read_text() != value:
+        if path.read_text().strip() != value:
             path.write_text(value)
+
+
+@contextmanager
+def sysctls_kept() -> Iterator[dict[str, str]]:
+    """Yields the machine's own values and puts them back. They stand in a file while clusters of any name run: what a
+    killed run has left is put back by the next one, and none takes what a kubelet wrote for the machine's own."""
+    with SYSCTLS.open("a+") as file:
+        values = _recorded(file)
+        try:
+            yield values
+        finally:
+            restore_sysctls(values)
+            if _locked(file, fcntl.LOCK_EX):  # nobody else needs them
+                file.truncate(0)
+
+
+def _recorded(file: TextIO) -> dict[str, str]:
+    """Leaves `file` locked with LOCK_SH."""
+    while True:
+        alone = _locked(file, fcntl.LOCK_EX)
+        if not alone:
+            fcntl.flock(file, fcntl.LOCK_SH)
+        file.seek(0)
+        text = file.read()
+        values: dict[str, str] = json.loads(text) if text else sysctls()
+        if alone:
+            restore_sysctls(values)
+            file.truncate(0)
+            file.write(json.dumps(values))
+            file.flush()
+            fcntl.flock(file, fcntl.LOCK_SH)
+        elif not text:  # the last one left between the two locks
+            fcntl.flock(file, fcntl.LOCK_UN)
+            continue
+        return values
+
+
+def _locked(file: TextIO, how: int) -> bool:
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def ip(*arguments: str, netns: str = "") -> None:
@@ -111,7 +158,7 @@ def ip(*arguments: str, netns: str = "") -> None:
 
 
 @contextmanager
-def lock(wait_s: float = 300.0) -> Iterator[None]:
+def lock(wait_s: float = 120.0) -> Iterator[None]:
     """One cluster of a name at a time on a machine. Raises Unfit after `wait_s`."""
     end = time.monotonic() + wait_s
     with LOCK.open("w") as file:

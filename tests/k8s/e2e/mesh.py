@@ -48,7 +48,7 @@ def wait(cluster: Cluster) -> None:
     """Until every pod of the mesh is there and ready. Raises AssertionError with what they say."""
     for kind in ("deployment/qanat-controlplane", "daemonset/qanat-nodeagent", "daemonset/qanat-ztunnel"):
         try:
-            cluster.kubectl("-n", NAMESPACE, "rollout", "status", kind, "--timeout=90s")
+            cluster.kubectl("-n", NAMESPACE, "rollout", "status", kind, "--timeout=180s")
         except AssertionError as error:
             pods = cluster.kubectl("-n", NAMESPACE, "get", "pods", "-o", "wide")
             said = cluster.kubectl("-n", NAMESPACE, "logs", kind, "--tail=15", check=False)

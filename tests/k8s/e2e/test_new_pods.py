@@ -31,7 +31,7 @@ def test_first_connection_of_a_new_pod_carries_its_identity(town: Town) -> None:
         del made["spec"]["containers"][0]["readinessProbe"]
         town.cluster.apply(made)
 
-        town.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", f"pod/{name}", "--timeout=60s")
+        town.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", f"pod/{name}", "--timeout=120s")
 
         found = json.loads(town.kubectl("logs", name))
         assert found.get("answer", {}).get("pod") == "server", found
@@ -68,7 +68,7 @@ def test_pods_made_and_deleted_in_a_loop_leave_nothing(town: Town) -> None:
     make(0)  # what only the first one makes is no leak
     town.ready("churn-0")
     town.kubectl("delete", "pod", "churn-0", "--wait=true")
-    town.cluster.until(lambda: not enrolled(town, "churn-0"), "the first one is forgotten", 30)
+    town.cluster.until(lambda: not enrolled(town, "churn-0"), "the first one is forgotten", 60)
     before = leftovers(town.cluster, "n1")
 
     for number in range(1, CHURN, 5):

@@ -71,7 +71,7 @@ def test_probes_of_kubelet_pass_under_strict(town: Town) -> None:
 
     begun = {name: age_of_probes(town, name) for name in PROBES}
     for name in PROBES:
-        town.cluster.until(lambda name=name: age_of_probes(town, name) >= begun[name] + 6, f"six probes of {name}", 30)  # type: ignore[misc]
+        town.cluster.until(lambda name=name: age_of_probes(town, name) >= begun[name] + 6, f"six probes of {name}", 60)  # type: ignore[misc]
 
     assert {name: state(name) for name in PROBES} == dict.fromkeys(PROBES, (True, 0))
 
@@ -102,8 +102,8 @@ def test_policy_that_denies_cuts_off_at_once_and_its_removal_lets_in(town: Town)
 
         town.cluster.apply(policy)
 
-        town.cluster.until(lambda: town.ask("client", target, 8080).error, "new connections are refused", 20)
+        town.cluster.until(lambda: town.ask("client", target, 8080).error, "new connections are refused", 60)
         assert held.say("after") != "after"
         assert town.ask("client", town.address("by-tcp"), 8080).answer["pod"] == "by-tcp"
     town.kubectl("delete", "authorizationpolicy", "nobody")
-    town.cluster.until(lambda: town.ask("client", target, 8080).answer, "they are let in again", 20)
+    town.cluster.until(lambda: town.ask("client", target, 8080).answer, "they are let in again", 60)

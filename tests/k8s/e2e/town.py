@@ -81,7 +81,7 @@ class Town:
     def kubectl(self, *arguments: str, check: bool = True) -> str:
         return self.cluster.kubectl("-n", self.name, *arguments, check=check)
 
-    def ready(self, *pods: str, seconds: int = 60) -> None:
+    def ready(self, *pods: str, seconds: int = 120) -> None:
         self.kubectl("wait", "--for=condition=Ready", *(f"pod/{one}" for one in pods), f"--timeout={seconds}s")
 
     def pod(self, name: str) -> Raw:
@@ -119,11 +119,11 @@ class Town:
 
     def until_captured(self, **nodes: str) -> None:
         for name, node in nodes.items():
-            self.cluster.until(lambda name=name, node=node: self.captured(node, name), f"{name} is captured", 30)  # type: ignore[misc]
+            self.cluster.until(lambda name=name, node=node: self.captured(node, name), f"{name} is captured", 60)  # type: ignore[misc]
 
     def until_released(self, **nodes: str) -> None:
         for name, node in nodes.items():
-            self.cluster.until(lambda name=name, node=node: not self.captured(node, name), f"{name} is free", 30)  # type: ignore[misc]
+            self.cluster.until(lambda name=name, node=node: not self.captured(node, name), f"{name} is free", 60)  # type: ignore[misc]
 
     def path_of(self, node: str, asked: Asked) -> str:
         """Of the connection, as the node of its client has logged it: ``tunnel``, ``direct``..., with ``mtls=`` where
@@ -134,7 +134,7 @@ class Town:
             return [line for line in access_log(self.cluster, node) if end in line]
 
         try:
-            line = self.cluster.until(look, f"a log line with {end}", 4)[-1]
+            line = self.cluster.until(look, f"a log line with {end}", 15)[-1]
         except AssertionError:
             return ""
         fields = dict(part.split("=", 1) for part in line.split() if "=" in part)
@@ -208,7 +208,7 @@ class Sniffer:
         self._cluster, self._node, self._file = cluster, node, file
 
     def until_saw(self, text: str) -> None:
-        self._cluster.until(lambda: self.saw(text), f"{text} on the cable", 5)
+        self._cluster.until(lambda: self.saw(text), f"{text} on the cable", 15)
 
     def saw(self, text: str) -> bool:
         """All that went over the cable before something that until_saw() has seen is in the file."""
