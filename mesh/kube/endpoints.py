@@ -45,7 +45,7 @@ def _from_selector(service: Service, backends: Backends) -> list[Endpoint]:
             target = _target(port, workload)
             if target is not None:
                 found.extend(
-                    Endpoint(service.key, port.port, address, target, workload.uid, healthy)
+                    Endpoint(service.key, port.port, address, target, workload.uid, healthy, workload.node or "")
                     for address in workload.addresses
                 )
     return found
@@ -68,7 +68,8 @@ def _from_slices(service: Service, slices: Sequence[SliceObject], backends: Back
                     key = (service_port.port, address, port)
                     before = found.get(key)
                     if before is None or (healthy and not before.healthy):
-                        found[key] = Endpoint(service.key, service_port.port, address, port, uid, healthy)
+                        place = endpoint.node, endpoint.zone, endpoint.for_nodes, endpoint.for_zones
+                        found[key] = Endpoint(service.key, service_port.port, address, port, uid, healthy, *place)
     return list(found.values())
 
 

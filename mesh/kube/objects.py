@@ -101,6 +101,8 @@ class ServiceObject:
     ports: tuple[ServicePort, ...]
     publish_not_ready: bool
     labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    internal_local: bool = False
+    sticky: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,10 @@ class SliceEndpoint:
     ready: bool
     pod: tuple[str, str] | None
     """(namespace, name) of the pod, when targetRef names one."""
+    node: str = ""
+    zone: str = ""
+    for_nodes: tuple[str, ...] = ()
+    for_zones: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Names that many objects share are interned: a decoder makes a string anew for ea
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from sys import intern
@@ -214,7 +215,17 @@ def _service(ref: ObjectRef, root: Field, mode: Labels) -> ServiceObject:
         ports=_service_ports(spec),
         publish_not_ready=spec.get("publishNotReadyAddresses").flag(False),
         labels=root.get("metadata").get("labels").string_map(),
+        internal_local=_choice(spec.get("internalTrafficPolicy"), "Cluster", "Local"),
+        sticky=_choice(spec.get("sessionAffinity"), "None", "ClientIP"),
     )
+
+
+def _choice(field: Field, usual: str, other: str) -> bool:
+    """Is it ``other``?"""
+    found = field.text(usual) or usual
+    if found not in (usual, other):
+        raise field.wrong(f"{usual} or {other}")
+    return found == other
 
 
 def _cluster_ips(spec: Field) -> tuple[bool, tuple[IPAddress, ...]]:
@@ -276,10 +287,18 @@ def _slice(ref: ObjectRef, root: Field, mode: Labels) -> SliceObject:
                 addresses=tuple(address.address() for address in item.get("addresses").items()),
                 ready=conditions.get("ready").flag(True),
                 pod=pod,
+                node=sys.intern(item.get("nodeName").text("")),
+                zone=sys.intern(item.get("zone").text("")),
+                for_nodes=_hints(item.get("hints").get("forNodes")),
+                for_zones=_hints(item.get("hints").get("forZones")),
             )
         )
     labels = root.get("metadata").get("labels").string_map()
     return SliceObject(ref, labels.get(SLICE_SERVICE_LABEL, ""), MappingProxyType(ports), tuple(endpoints))
+
+
+def _hints(field: Field) -> tuple[str, ...]:
+    return tuple(sys.intern(item.get("name").text()) for item in field.items())
 
 
 _Builder = Callable[[ObjectRef, Field, Labels], KubeObject]

@@ -80,6 +80,8 @@ class _ServiceSpec(TypedDict, total=False):
     clusterIPs: Any
     ports: Any
     publishNotReadyAddresses: Any
+    internalTrafficPolicy: Any
+    sessionAffinity: Any
 
 
 class ServiceFields(_Object, total=False):
@@ -100,6 +102,9 @@ class _Endpoint(TypedDict, total=False):
     addresses: Any
     conditions: _EndpointConditions | None
     targetRef: _TargetRef | None
+    nodeName: Any
+    zone: Any
+    hints: Any
 
 
 class SliceFields(_Object, total=False):

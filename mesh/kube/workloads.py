@@ -114,5 +114,7 @@ def service_of(
         ports=service.ports,
         selector=service.selector,
         publish_not_ready=service.publish_not_ready,
+        internal_local=service.internal_local,
+        sticky=service.sticky,
         waypoint=waypoint_of(service.ref, service.labels, namespace_object, settings),
     )

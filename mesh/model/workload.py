@@ -117,7 +117,8 @@ class ServicePort:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A Kubernetes Service. ``vips`` is empty when headless. Endpoints: MeshSnapshot.endpoints_of(key)."""
+    """A Kubernetes Service. ``vips`` is empty when headless. Endpoints: MeshSnapshot.endpoints_of(key).
+    ``internal_local``: internalTrafficPolicy is Local. ``sticky``: sessionAffinity is ClientIP."""
 
     key: ServiceKey
     name: str
@@ -128,11 +129,14 @@ class Service:
     selector: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     publish_not_ready: bool = False
     waypoint: Waypoint | None = None
+    internal_local: bool = False
+    sticky: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One address that serves one port of a service. ``workload`` is None for an address no workload has."""
+    """One address that serves one port of a service. ``workload`` is None for an address no workload has. ``node`` and
+    ``zone`` are where it is, empty when not known; ``for_nodes`` and ``for_zones`` whom it is meant for (hints)."""
 
     service: ServiceKey
     service_port: int
@@ -140,3 +144,7 @@ class Endpoint:
     port: int
     workload: WorkloadUid | None
     healthy: bool
+    node: str = ""
+    zone: str = ""
+    for_nodes: tuple[str, ...] = ()
+    for_zones: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from mesh.model.snapshot import Delta, MeshSnapshot
+from mesh.model.spread import candidates
 from mesh.model.workload import Endpoint, IPAddress, Protocol, Service, ServiceKey, Workload, WorkloadUid
 from mesh.policy.same_node import SameNode, wish
 from nodeagent.bpf.layouts import (
@@ -138,17 +139,21 @@ def local_services(
     """`services`: the ports with an endpoint among `local`, this node's pods that may be dialled directly. Only of the
     services `keys`, where given.
 
-    Endpoints as ztunnel has them: ready, of the address's family where there are any. More of this node's than an entry
-    holds count as elsewhere. A service with a waypoint is ztunnel's."""
+    Endpoints as ztunnel has them: ready, what clients here may be given, of the address's family where there are any.
+    More of this node's than an entry holds count as elsewhere. A service with a waypoint is ztunnel's, and one with
+    session affinity: the kernel's draw does not look at the client."""
     found: Entries = {}
+    node = next((str(snapshot.workloads[uid].node) for uid in local), "")
     for key in snapshot.endpoints if keys is None else keys:
         service, endpoints = snapshot.services.get(key), snapshot.endpoints_of(key)
-        if service is None or service.waypoint is not None or not any(e.workload in local for e in endpoints):
+        if service is None or service.waypoint is not None or service.sticky:
+            continue
+        if not any(e.workload in local for e in endpoints):
             continue
         for vip in service.vips:
             for port in service.ports:
                 ready = [e for e in endpoints if e.healthy and e.service_port == port.port]
-                here, total = _draw(ready, vip.version, local)
+                here, total = _draw(candidates(service, ready, node), vip.version, local)
                 if here:
                     found[bytes(pack_addr(SockAddr(vip, port.port)))] = pack_service(total, here)
     return found

@@ -263,11 +263,12 @@ class Rig:
         listener = self.listen(ip, port)
         self.pod(self.client, "127.0.0.1", CLIENT, (15001, listener))
 
-    def service(self, vip: str, port: int, *endpoints: tuple[str, int]) -> None:
+    def service(self, vip: str, port: int, *endpoints: tuple[str, int], sticky: bool = False) -> None:
         index = list(self.workloads)
         rows = tuple(EndpointRow(index.index(ip), target) for ip, target in endpoints)
         self.services = [s for s in self.services if (str(s.vip.ip), s.vip.port) != (vip, port)]
-        self.services.append(ServiceRow(Addr(IPv4Address(vip), port), "web.shop.svc.cluster.local", rows))
+        row = ServiceRow(Addr(IPv4Address(vip), port), "web.shop.svc.cluster.local", rows, sticky=sticky)
+        self.services.append(row)
 
     def apply(self) -> None:
         self.epoch += 1

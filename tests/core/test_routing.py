@@ -11,7 +11,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from tests.core.rig import CLIENT, SERVER, Authority, Rig, read_all, reset, until
+from tests.core.rig import CLIENT, SERVER, Authority, Rig, Server, read_all, reset, until
 from ztunnel.dataplane.values import Addr, CoreConfig, Direction, Kind, Path, Reason, WorkloadRow
 
 
@@ -106,6 +106,55 @@ def test_another_endpoint_is_tried_when_a_tunnel_cannot_be_made(rig: Rig) -> Non
     for _ in range(10):
         with rig.dial(rig.ip(200), 80) as sock:
             assert echoes(sock)
+
+
+def test_a_client_address_keeps_its_endpoint_of_a_sticky_service(rig: Rig) -> None:
+    pods = [rig.ip(number) for number in range(10, 16)]
+    servers = [served(rig, pod) for pod in pods]
+    rig.service(rig.ip(200), 80, *((one.ip, one.port) for one in servers), sticky=True)
+    rig.apply()
+    rig.capture(rig.ip(200), 80)
+    clients = [rig.ip(number) for number in range(100, 116)]
+
+    chosen = {client: {ask_from(rig, client) for _ in range(4)} for client in clients}
+
+    assert all(len(found) == 1 for found in chosen.values()), chosen
+    assert len(set.union(*chosen.values())) > 2, "clients are spread"
+
+    (lost,) = chosen[clients[0]]
+    rest = [one for one in servers if one.ip != lost]
+    rig.service(rig.ip(200), 80, *((one.ip, one.port) for one in rest), sticky=True)
+    rig.apply()
+
+    later = {client: {ask_from(rig, client) for _ in range(2)} for client in clients}
+    stayed = [client for client in clients if chosen[client] != {lost}]
+    assert {client: later[client] for client in stayed} == {client: chosen[client] for client in stayed}
+    assert all(len(found) == 1 and found != {lost} for found in later.values()), later
+
+
+def test_a_sticky_service_goes_on_where_its_endpoint_refuses(rig: Rig) -> None:
+    dead, good = rig.ip(11), rig.ip(10)
+    rig.serving_pod(dead)
+    server = served(rig, good)
+    rig.service(rig.ip(200), 80, (dead, 9), (good, server.port), sticky=True)
+    rig.apply()
+    rig.capture(rig.ip(200), 80)
+
+    for number in range(100, 116):  # some of them prefer the dead one
+        assert ask_from(rig, rig.ip(number)) == good
+
+    assert any(event.retries == 1 for event in rig.client.wait_closed(Reason.OK, 16))
+
+
+def served(rig: Rig, ip: str) -> Server:
+    """An application that says where it is."""
+    rig.serving_pod(ip)
+    return rig.app(ip, lambda sock: sock.sendall(ip.encode()))
+
+
+def ask_from(rig: Rig, client: str) -> str:
+    with socket.create_connection((rig.ip(200), 80), 20, source_address=(client, 0)) as sock:
+        return read_all(sock).decode()
 
 
 def test_a_service_without_endpoint_is_refused(rig: Rig) -> None:

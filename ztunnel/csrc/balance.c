@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Which endpoint: the less loaded of two drawn at random. Load = live connections of this worker, kept by address,
  * so that it survives a change of tables.
+ *
+ * For a sticky service: the one with the highest hash of client and endpoint (rendezvous hashing). Nothing is
+ * remembered, so every worker, every node and the next ztunnel chooses the same; an endpoint that goes moves only its own
+ * clients, one that comes takes its share of all.
  */
 #include <stdlib.h>
 
@@ -69,6 +73,37 @@ static uint32_t nth(const struct zt_conn *c, uint32_t from, uint32_t k)
 	}
 }
 
+static uint64_t score(const struct zt_conn *c, uint32_t endpoint)
+{
+	const struct zt_endpoint_row *e = &c->tables->endpoints[endpoint];
+	const struct zt_addr *a = &c->tables->workloads[e->workload].addr;
+
+	return zt_hash(a->ip, sizeof(a->ip), zt_hash(c->src.ip, sizeof(c->src.ip), c->src.family) ^ e->port);
+}
+
+/* A sticky service's next one: not tried, and one that `may` takes (NULL: any). -1: there is none. */
+static int64_t favourite(struct zt_conn *c, bool (*may)(struct zt_conn *c, uint32_t endpoint))
+{
+	uint32_t n = may && c->row->n > SEARCHED ? SEARCHED : c->row->n;
+	uint64_t best = 0;
+	int64_t found = -1;
+
+	for (uint32_t e = c->row->first; e < c->row->first + n; e++) {
+		uint64_t s = score(c, e);
+
+		if ((found >= 0 && s <= best) || was_tried(c, e) || (may && !may(c, e)))
+			continue;
+		best = s;
+		found = e;
+	}
+	if (found >= 0) {
+		c->tried[c->n_tried++] = (uint32_t)found;
+		if (may)
+			may(c, (uint32_t)found); /* what it leaves with `c` is of this one */
+	}
+	return found;
+}
+
 int64_t zt_balance_pick(struct zt_conn *c)
 {
 	uint32_t from, left, a, b;
@@ -76,6 +111,8 @@ int64_t zt_balance_pick(struct zt_conn *c)
 	span(c, &from, &left);
 	if (!left || c->n_tried >= ZT_MAX_TRIES || c->n_tried >= c->w->cfg->retry_endpoints)
 		return -1;
+	if (c->row->sticky)
+		return favourite(c, NULL);
 	a = (uint32_t)(zt_random(c->w) % left);
 	b = left > 1 ? (uint32_t)(zt_random(c->w) % (left - 1)) : a;
 	if (left > 1 && b >= a)
@@ -92,6 +129,8 @@ int64_t zt_balance_search(struct zt_conn *c, bool (*may)(struct zt_conn *c, uint
 {
 	uint32_t n = c->row->n, first = n ? (uint32_t)(zt_random(c->w) % n) : 0;
 
+	if (c->row->sticky)
+		return c->n_tried < ZT_MAX_TRIES ? favourite(c, may) : -1;
 	for (uint32_t i = 0; i < n && i < SEARCHED && c->n_tried < ZT_MAX_TRIES; i++) {
 		uint32_t e = c->row->first + (first + i) % n;
 

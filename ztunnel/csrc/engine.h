@@ -54,6 +54,7 @@ struct zt_service {
 	uint32_t first;
 	uint32_t n;
 	uint32_t n_here;
+	bool sticky;
 	struct zt_name *hostname;
 	struct zt_name *closed;
 };

@@ -93,6 +93,7 @@ static int add_service(struct zt_tableset *t, const struct zt_service_row *row, 
 	s->first = row->first_endpoint;
 	s->n = row->n_endpoints;
 	s->n_here = row->n_here;
+	s->sticky = row->sticky;
 	if (name_copy(row->hostname, &s->hostname) || name_copy(row->closed, &s->closed))
 		return -ZT_ENOMEM;
 	for (at = zt_addr_hash(&s->vip) & t->vip_mask; t->by_vip[at]; at = (at + 1) & t->vip_mask)

@@ -144,6 +144,7 @@ struct zt_service_row {
 	uint32_t first_endpoint; /* run of endpoints[]; empty run = no healthy endpoint: refused */
 	uint32_t n_endpoints;
 	uint32_t n_here;        /* the first so many are pods of this node */
+	uint32_t sticky;        /* not 0: a client address is always given the same endpoint, while it is there */
 	struct zt_str hostname; /* "web.shop.svc.cluster.local" */
 	struct zt_str closed;   /* as of a workload; counts before its endpoints' */
 };

@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from ipaddress import IPv4Address, IPv6Address
 
 from mesh.model.snapshot import MeshSnapshot
+from mesh.model.spread import candidates
 from mesh.model.workload import Endpoint, IPAddress, NetworkMode, Protocol, Service, Workload
 from ztunnel.dataplane.values import Addr, EndpointRow, ServiceRow, Tables, WorkloadRow
 
@@ -19,9 +20,9 @@ def compile_tables(snapshot: MeshSnapshot, node: str, epoch: int) -> Tables:
     """Rows sorted by address, one per workload address and one per (service address, TCP port).
 
     An endpoint at an address no workload has (outside the mesh, or on a host's network) gets a plain row of its own.
-    Endpoints are the healthy ones, of the service address's family where there are any. A service port without healthy
-    endpoints has an empty row: refused, rather than sent somewhere else. Headless services have no rows: their clients
-    dial pods. Endpoints that are captured pods of ``node`` come first and are counted.
+    Endpoints are the healthy ones that a client on ``node`` may be given, of the service address's family where there
+    are any. A service port without one has an empty row: refused, rather than sent somewhere else. Headless services
+    have no rows: their clients dial pods. Endpoints that are captured pods of ``node`` come first and are counted.
     """
     rows = {key: row for workload in snapshot.workloads.values() for key, row in rows_of_workload(workload)}
     for found in snapshot.endpoints.values():
@@ -34,7 +35,7 @@ def compile_tables(snapshot: MeshSnapshot, node: str, epoch: int) -> Tables:
     local = {address_key(a) for w in snapshot.on_node(node) if w.captured for a in w.addresses}
     here = {index[key] for key in local if key in index}
     services = [
-        row for service in snapshot.services.values() for row in rows_of_service(snapshot, service, index, here)
+        row for service in snapshot.services.values() for row in rows_of_service(snapshot, service, node, index, here)
     ]
     services.sort(key=lambda row: (address_key(row.vip.ip), row.vip.port))
     return Tables(epoch=epoch, workloads=tuple(rows[key] for key in keys), services=tuple(services))
@@ -62,20 +63,21 @@ def outside_row(key: AddressKey) -> WorkloadRow:
 
 
 def rows_of_service(
-    snapshot: MeshSnapshot, service: Service, index: Mapping[AddressKey, int], here: AbstractSet[int]
+    snapshot: MeshSnapshot, service: Service, node: str, index: Mapping[AddressKey, int], here: AbstractSet[int]
 ) -> Iterator[ServiceRow]:
     """``index``: where the row of an address stands; ``here``: which of them are captured pods of this node."""
     if not service.vips:
         return
     by_port = _healthy_by_port(snapshot, service)
+    given = {port: candidates(service, found, node) for port, found in by_port.items()}
     closed = service.waypoint.missing if service.waypoint else ""
     for vip in service.vips:
         for port in service.ports:
-            endpoints = _of_family(by_port.get(port.port, []), vip.version)
+            endpoints = _of_family(given.get(port.port, []), vip.version)
             found = {EndpointRow(index[address_key(e.address)], e.port) for e in endpoints}
             ordered = tuple(sorted(found, key=lambda row: (row.workload not in here, row.workload, row.port)))
             own = sum(row.workload in here for row in ordered)
-            yield ServiceRow(Addr(vip, port.port), service.hostname, ordered, closed, own)
+            yield ServiceRow(Addr(vip, port.port), service.hostname, ordered, closed, own, service.sticky)
 
 
 def _healthy_by_port(snapshot: MeshSnapshot, service: Service) -> dict[int, list[Endpoint]]:

@@ -116,7 +116,7 @@ class KeptTables:
         if service is None or not service.vips:
             self._services.pop(key, None)
         else:
-            self._services[key] = tuple(rows_of_service(snapshot, service, self._places, here))
+            self._services[key] = tuple(rows_of_service(snapshot, service, self._node, self._places, here))
 
 
 def _rows(workloads: Iterable[Workload]) -> Iterable[tuple[AddressKey, WorkloadRow]]:

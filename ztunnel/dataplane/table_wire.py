@@ -95,7 +95,7 @@ class TableWire:
     def _fill_service(self, at: int, row: ServiceRow) -> None:
         out = self._service_array[at]
         fill_addr(self._ffi, out.vip, row.vip.ip, row.vip.port)
-        out.n_endpoints, out.n_here = len(row.endpoints), row.here
+        out.n_endpoints, out.n_here, out.sticky = len(row.endpoints), row.here, row.sticky
         texts = row.hostname.encode(), row.closed.encode()
         self._service_texts[at] = texts
         self._point(out.hostname, texts[0])

@@ -70,13 +70,14 @@ class EndpointRow:
 @dataclass(frozen=True, slots=True)
 class ServiceRow:
     """One service port. No endpoints: connections to it are refused. ``closed`` as in a workload's row.
-    The first ``here`` endpoints are on this node."""
+    The first ``here`` endpoints are on this node. ``sticky``: a client address is always given the same endpoint."""
 
     vip: Addr
     hostname: str
     endpoints: tuple[EndpointRow, ...]
     closed: str = ""
     here: int = 0
+    sticky: bool = False
 
 
 @dataclass(frozen=True, slots=True)

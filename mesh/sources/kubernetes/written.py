@@ -91,9 +91,15 @@ def _service(service: ServiceObject) -> Raw:
         "selector": dict(service.selector),
         "ports": ports,
         "publishNotReadyAddresses": service.publish_not_ready,
+        "internalTrafficPolicy": "Local" if service.internal_local else "Cluster",
+        "sessionAffinity": "ClientIP" if service.sticky else "None",
         "clusterIPs": ["None"] if service.headless else _texts(service.cluster_ips),
     }
     return {**_head("v1", service.ref), "metadata": _meta(service.ref, service.labels), "spec": spec}
+
+
+def _named(names: tuple[str, ...]) -> list[Raw]:
+    return [{"name": name} for name in names]
 
 
 def _slice(one: SliceObject) -> Raw:
@@ -102,6 +108,10 @@ def _slice(one: SliceObject) -> Raw:
         found: Raw = {"addresses": _texts(endpoint.addresses), "conditions": {"ready": endpoint.ready}}
         if endpoint.pod is not None:
             found["targetRef"] = {"kind": "Pod", "namespace": endpoint.pod[0], "name": endpoint.pod[1]}
+        if endpoint.node or endpoint.zone:
+            found |= {"nodeName": endpoint.node, "zone": endpoint.zone}
+        if endpoint.for_nodes or endpoint.for_zones:
+            found["hints"] = {"forNodes": _named(endpoint.for_nodes), "forZones": _named(endpoint.for_zones)}
         endpoints.append(found)
     return {
         **_head("discovery.k8s.io/v1", one.ref),

@@ -46,6 +46,7 @@ ODD = [
         containers=[{"env": [{"name": "PASSWORD", "value": "hunter2"}], "ports": [{"name": "x", "containerPort": 9}]}],
     ),
     service("headless", "None", ports=[], publishNotReadyAddresses=True),
+    service("kept", "10.1.0.3", sessionAffinity="ClientIP", internalTrafficPolicy="Local"),
     service("external", None, type="ExternalName", externalName="example.org"),
     service("two", "10.1.0.1", ports=[{"name": "a", "port": 80}, {"name": "b", "port": 81, "targetPort": "web"}]),
     service("dual", None, clusterIPs=["10.1.0.2", "fd01::2"], selector={"app": "web"}, type="NodePort"),
@@ -56,6 +57,12 @@ ODD = [
         [
             {"addresses": ["10.0.0.1"], "targetRef": {"kind": "Pod", "name": "dual"}},
             {"addresses": ["10.9.9.9"], "conditions": {"ready": False}},
+            {
+                "addresses": ["10.9.9.8"],
+                "nodeName": "n1",
+                "zone": "east",
+                "hints": {"forNodes": [{"name": "n1"}], "forZones": [{"name": "east"}, {"name": "west"}]},
+            },
         ],
     ),
     {**endpoint_slice("f", "web", [], [{"addresses": ["fd00::1"]}]), "addressType": "IPv6"},

@@ -77,3 +77,22 @@ def test_more_endpoints_than_an_entry_holds_count_as_elsewhere() -> None:
 
     value = QnService.from_buffer_copy(raw)
     assert (value.total, value.n) == (40, 32)
+
+
+def test_service_with_session_affinity_is_left_to_ztunnel() -> None:
+    assert drawn(replace(web, sticky=True), [endpoint(web, here), endpoint(web, there)]) is None
+
+
+def test_local_policy_counts_this_nodes_endpoints_alone() -> None:
+    endpoints = [replace(endpoint(web, one), node=str(one.node)) for one in (here, there)]
+
+    assert drawn(replace(web, internal_local=True), endpoints) == (1, [at("10.0.0.1", 8080)])
+
+
+def test_hints_away_from_this_node_leave_nothing_to_draw() -> None:
+    endpoints = [
+        replace(endpoint(web, here), node="n1", zone="east", for_zones=("west",)),
+        replace(endpoint(web, there), node="n2", zone="west", for_zones=("east",)),
+    ]
+
+    assert drawn(web, endpoints) is None
