@@ -3,17 +3,19 @@
 Order of enrolment: listeners first, then ztunnel, then capture, so that no connection finds a door without anybody
 behind it. A pod is captured even when no ztunnel answers: its connections wait in the listeners' queues, and are
 refused once none has been there for `close_after_s` (closed, never open).
-Order of un-enrolment: capture off, then ztunnel drains, then the listeners go.
+Order of un-enrolment: capture off, then ztunnel drains, then the listeners go. A pod that lives on keeps its door for
+`linger_s` in between: other nodes hear of the change a moment later, and their tunnels still come.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -22,6 +24,7 @@ from mesh.model.workload import Workload
 from mesh.protocol.messages import Held, ListenerName
 from mesh.protocol.seqpacket import Descriptors, close_all
 from nodeagent.pods.handle import PodHandle
+from nodeagent.pods.lingering import Lingering
 from nodeagent.pods.plan import NetnsId, ObservedPod, Unenroll, Waiting, WantedPod, plan
 from nodeagent.pods.seam import Kernel, KernelError, LocalPod
 from nodeagent.server import PodRefused, ZdsServer
@@ -78,6 +81,7 @@ class Enroller:
         drain_ms: int,
         close_after_s: float,
         adopt_wait_s: float = 2.0,
+        linger_s: float = 5.0,
         on_captured: Callable[[tuple[LocalPod, ...]], None] = lambda pods: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -87,6 +91,7 @@ class Enroller:
         self._drain_ms = drain_ms
         self._close_after_s = close_after_s
         self._adopt_wait_s = adopt_wait_s
+        self._lingering = Lingering(linger_s, clock)
         self._clock = clock
         self._server: ZdsServer | None = None
         self._workloads: tuple[Workload, ...] = ()
@@ -193,6 +198,7 @@ class Enroller:
     def _next_wait(self) -> float:
         now = self._clock()
         due = [entry.retry_at for entry in self._entries.values() if entry.error]
+        due += self._lingering.due_at()
         return max(0.01, min([*(at - now for at in due), 1.0]))
 
     async def reconcile(self, *, reopen: bool = False) -> None:
@@ -205,9 +211,10 @@ class Enroller:
             async with asyncio.TaskGroup() as tasks:
                 for gone in todo.unenroll:
                     if self._is_whole or not gone.drain or gone.uid in again:
-                        tasks.create_task(self._unenroll(gone))
+                        tasks.create_task(self._unenroll(gone, is_replaced=gone.uid in again))
+            await self._let_go({pod.uid: pod for pod in todo.enroll})
             for pod in todo.enroll:
-                self._entries[pod.uid] = _Entry(pod)
+                self._entries[pod.uid] = _Entry(pod, self._lingering.take_back(pod.uid))
             self._release_strangers()
             now, without = self._clock(), self._zds.without_peer_since
             closing = not reopen and without is not None and now - without >= self._close_after_s
@@ -311,15 +318,15 @@ class Enroller:
         entry.handle = PodHandle(entry.pod.uid, entry.pod.info, cookie, netns_fd, listeners)
         entry.is_captured = False
 
-    async def _unenroll(self, gone: Unenroll) -> None:
+    async def _unenroll(self, gone: Unenroll, *, is_replaced: bool) -> None:
         entry = self._entries.pop(gone.uid)
         self._leaving.add(entry.pod.netns_id)
         try:
-            await self._take_off(entry, gone)
+            await self._take_off(entry, gone, is_replaced=is_replaced)
         finally:
             self._leaving.discard(entry.pod.netns_id)
 
-    async def _take_off(self, entry: _Entry, gone: Unenroll) -> None:
+    async def _take_off(self, entry: _Entry, gone: Unenroll, *, is_replaced: bool) -> None:
         log.info("pod released", extra={"pod": entry.pod.info, "why": gone.why})
         handle = entry.handle
         if handle is None:
@@ -328,10 +335,26 @@ class Enroller:
             self._kernel.release(handle.cookie)
         except KernelError as error:
             log.error("capture could not be taken off", extra={"pod": entry.pod.info, "error": error})
+        if gone.drain and not is_replaced:
+            self._lingering.add(gone.uid, handle, entry.pod.netns_id)
+            return
+        if gone.drain:
+            await asyncio.sleep(_QUEUE_GRACE_S)
+        await self._remove(handle, self._drain_ms if gone.drain else 0)
+
+    async def _let_go(self, again: Mapping[str, WantedPod]) -> None:
+        """Of pods that have left, all but those that still linger and those that come back as they were (`again`)."""
+        alive = {pod.uid for pod in self._observed}
+        for one in self._lingering.take_due(alive, again):
+            self._leaving.add(one.netns_id)
+            try:
+                await self._remove(one.handle, self._drain_ms if one.handle.uid in alive else 0)
+            finally:
+                self._leaving.discard(one.netns_id)
+
+    async def _remove(self, handle: PodHandle, drain_ms: int) -> None:
         try:
-            if gone.drain:
-                await asyncio.sleep(_QUEUE_GRACE_S)
-            await self._zds.remove(gone.uid, self._drain_ms if gone.drain else 0)
+            await self._zds.remove(handle.uid, drain_ms)
         finally:
             handle.close()
 
@@ -384,7 +407,8 @@ class Enroller:
 
     def is_served(self, netns: NetnsId) -> bool:
         """There is something of ours in that namespace, or ztunnel has not yet said that there is not."""
-        return netns in self._leaving or any(entry.pod.netns_id == netns for entry in self._entries.values())
+        ours = (entry.pod.netns_id for entry in self._entries.values())
+        return netns in itertools.chain(self._leaving, self._lingering.netns_ids(), ours)
 
     def problem_of(self, uid: str) -> str:
         """Why not, where that is known."""
@@ -425,4 +449,5 @@ class Enroller:
         for entry in self._entries.values():
             if entry.handle is not None:
                 entry.handle.close()
+        self._lingering.close()
         self._drop_all_held()

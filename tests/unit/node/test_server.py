@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -207,9 +207,57 @@ async def test_label_taken_away_takes_capture_off_before_ztunnel_drains(agent: A
 
         agent.set(workload("web", captured=False))
 
+        await eventually(lambda: agent.kernel.order == ["capture off"])
+        agent.clock.now += 5
+        agent.enroller.wake()
         await eventually(lambda: tunnel.engine.deleted)
         assert tunnel.engine.deleted[0][1] == 5000
         assert agent.kernel.order == ["capture off"]
+
+
+async def test_door_of_a_pod_that_lives_on_stays_open_for_a_while_and_for_its_return(agent: Agent) -> None:
+    async with Tunnel(agent.path) as tunnel:
+        agent.set(workload("web"))
+        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+
+        agent.set(workload("web", captured=False))
+        await eventually(lambda: not agent.kernel.on)
+        agent.clock.now += 4.9
+        await agent.enroller.reconcile()
+        assert len(tunnel.pods) == 1 and not tunnel.engine.deleted
+
+        agent.set(workload("web"))
+        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        agent.clock.now += 60
+        await agent.enroller.reconcile()
+        assert len(tunnel.pods) == 1 and not tunnel.engine.deleted
+        assert agent.kernel.on
+
+
+async def test_pod_that_goes_while_its_door_is_open_takes_it_along(agent: Agent) -> None:
+    async with Tunnel(agent.path) as tunnel:
+        agent.set(workload("web"))
+        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        agent.set(workload("web", captured=False))
+        await eventually(lambda: not agent.kernel.on)
+
+        agent.set()
+
+        await eventually(lambda: tunnel.engine.deleted)
+        assert tunnel.engine.deleted[0][1] == 0
+
+
+async def test_pod_that_comes_back_as_another_gets_a_door_of_its_own(agent: Agent) -> None:
+    async with Tunnel(agent.path) as tunnel:
+        agent.set(workload("web"))
+        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        agent.set(workload("web", captured=False))
+        await eventually(lambda: not agent.kernel.on)
+
+        agent.set(replace(workload("web"), service_account="other"))
+
+        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        assert [drain_ms for _, drain_ms in tunnel.engine.deleted] == [5000]
 
 
 async def test_newer_ztunnel_takes_over_and_the_older_drains_after_its_snapshot(agent: Agent) -> None:
