@@ -54,7 +54,7 @@ TIERS = {
         Tier("k8s", 600, ("--ignore=tests/k8s/e2e",)),
         Tier(
             "k8s-e2e",
-            1500,  # a second look makes a new cluster
+            2100,
             folder="k8s/e2e",
             again=2,
             again_s=400,

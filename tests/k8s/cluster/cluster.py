@@ -221,6 +221,22 @@ class Cluster:
         finally:
             machine.restore_sysctls(before)
 
+    def proxy(self, mode: str) -> None:
+        """kube-proxy of every node in this mode from now on. Returns when its rules are in force, and those alone.
+        It ends by itself when its file changes, and node.sh starts it again."""
+        for one in self.nodes:
+            node.write_proxy(one.directory, one.name, HOME / "pki" / "proxy.kubeconfig", mode)
+        for one in self.nodes:
+            self.until(lambda one=one: self._proxy_modes(one.name) == [mode], f"kube-proxy of {one.name}: {mode}")  # type: ignore[misc]
+
+    def _proxy_modes(self, name: str) -> list[str]:
+        """In which there are rules that lead to services."""
+        marks = {
+            "nftables": ("nft list table ip kube-proxy", "service-ips"),
+            "iptables": ("iptables-save -t nat", "-A KUBE-SVC"),
+        }
+        return [mode for mode, (ask, mark) in marks.items() if mark in self.on(name, *ask.split(), check=False).stdout]
+
     def _lease(self, name: str) -> str:
         place = ("-n", "kube-node-lease", "lease", name, "-o", "jsonpath={.spec.renewTime}")
         return self.kubectl("get", *place, check=False)
@@ -257,7 +273,7 @@ _IN_CONTROL = ("nsenter", f"--net=/run/netns/{CONTROL}", "--")
 
 
 def _run(argv: list[str], *, check: bool, stdin: str | None) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=240)
     if check and done.returncode:
         raise AssertionError(f"{' '.join(argv)[-500:]}:\n{done.stdout}{done.stderr}")
     return done

@@ -62,12 +62,17 @@ def write(directory: Path, name: str, credentials: Credentials, images: tuple[Pa
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
     }
     (directory / "kubelet.yaml").write_text(yaml.safe_dump(kubelet))
+    write_proxy(directory, name, credentials.kubeconfig("proxy"), proxy_mode)
+
+
+def write_proxy(directory: Path, name: str, kubeconfig: Path, mode: str) -> None:
+    """``mode``: nftables or iptables."""
     proxy = {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
-        "mode": proxy_mode,
+        "mode": mode,
         "hostnameOverride": name,
-        "clientConnection": {"kubeconfig": str(credentials.kubeconfig("proxy"))},
+        "clientConnection": {"kubeconfig": str(kubeconfig)},
         "clusterCIDR": PODS,
         "conntrack": {"maxPerCore": 0, "min": 0},
     }

@@ -46,5 +46,7 @@ until ctr version >/dev/null 2>&1; do sleep 0.05; done
 for image in "$dir"/images/*.tar; do ctr --namespace k8s.io images import "$image" >>"$dir/images.log" 2>&1; done
 "$bin/kubelet" --config="$dir/kubelet.yaml" --kubeconfig="$dir/kubelet.kubeconfig" --hostname-override="$name" \
 	--node-ip="$address" >"$dir/kubelet.log" 2>&1 &
-"$bin/kube-proxy" --config="$dir/proxy.yaml" >"$dir/kube-proxy.log" 2>&1 &
+while :; do # with another configuration where that was changed meanwhile
+	"$bin/kube-proxy" --config="$dir/proxy.yaml" >>"$dir/kube-proxy.log" 2>&1 || sleep 0.2
+done &
 while :; do wait -n || sleep 0.2; done

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ask.py HOST PORT MARKER``: one request that carries MARKER; prints {"port": our own, "answer" or "error"}."""
+"""``ask.py HOST PORT MARKER [SOURCE]``: one request that carries MARKER, from the address SOURCE where one is given;
+prints {"port": our own, "answer" or "error"}."""
 
 import json
 import socket
 import sys
 
 host, port, marker = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+source = (sys.argv[4], 0) if len(sys.argv) > 4 else None
 found: dict[str, object] = {}
 try:
-    with socket.create_connection((host, port), timeout=10) as connection:
+    with socket.create_connection((host, port), timeout=10, source_address=source) as connection:
         found["port"] = connection.getsockname()[1]
         connection.sendall(f"GET /{marker} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
         answer = b""
