@@ -247,4 +247,5 @@ def interrupted(number: int, _frame: object) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, interrupted)  # of `timeout`, so that what was started is ended too
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and so would all below
     sys.exit(main(sys.argv[1:]))
