@@ -142,12 +142,11 @@ class KubernetesSource:
         self._is_late = False
         assert self._checkpoint is not None  # else nothing is late
         try:
-            kept = await asyncio.to_thread(self._checkpoint.load)
+            kept = await asyncio.to_thread(self._checkpoint.load, self.take)
         except CheckpointError as error:
             log.warning("the Kubernetes API does not answer, and there is no checkpoint", extra={"cause": error})
             return None
-        taken = await asyncio.to_thread(lambda: [self.take(raw) for raw in kept.objects])
-        found = [(one.value or one.stand_in, one.raw) for one in taken]
+        found = [(one.value or one.stand_in, one.raw) for one in kept.objects]
         await asyncio.to_thread(self._assembler.update, [value for value, _ in found if value is not None])
         for value, raw in found:
             if value is not None:

@@ -114,8 +114,12 @@ def line(name: str, **labels: str) -> Line:
     return ObjectRef("Pod", "shop", name), pod(name, labels=labels)
 
 
+def as_it_is(raw: Raw) -> Raw:
+    return raw
+
+
 def names(checkpoint: Checkpoint) -> list[str]:
-    return sorted(str(raw["metadata"]["name"]) for raw in checkpoint.load().objects)
+    return sorted(str(raw["metadata"]["name"]) for raw in checkpoint.load(as_it_is).objects)
 
 
 @pytest.fixture
@@ -128,7 +132,7 @@ def file(tmp_path: Path) -> Checkpoint:
 def test_changes_are_in_the_file_at_once_and_only_root_may_look(file: Checkpoint) -> None:
     file.write([line("c"), (ObjectRef("Pod", "shop", "a"), None), line("b", app="new")], list)
 
-    found = Checkpoint(file.path).load()
+    found = Checkpoint(file.path).load(as_it_is)
 
     assert sorted((raw["metadata"]["name"], raw["metadata"]["labels"]) for raw in found.objects) == [
         ("b", {"app": "new"}),
@@ -165,7 +169,7 @@ def test_file_that_was_changed_is_not_used_at_all(file: Checkpoint, spoil: Calla
     file.path.write_bytes(spoil(file.path.read_bytes()))
 
     with pytest.raises(CheckpointError):
-        Checkpoint(file.path).load()
+        Checkpoint(file.path).load(as_it_is)
 
 
 def test_line_that_a_crash_cut_off_is_left_out(file: Checkpoint) -> None:
@@ -182,18 +186,18 @@ def test_file_of_others_or_of_another_time_is_not_believed(file: Checkpoint) -> 
     for mode in (0o644, 0o660, 0o602):
         file.path.chmod(mode)
         with pytest.raises(CheckpointError, match="nobody else"):
-            Checkpoint(file.path).load()
+            Checkpoint(file.path).load(as_it_is)
     file.path.chmod(0o600)
     for age_s in (90_000, -1000):
         os.utime(file.path, (time.time() - age_s,) * 2)
         with pytest.raises(CheckpointError, match="s old"):
-            Checkpoint(file.path).load()
+            Checkpoint(file.path).load(as_it_is)
     file.confirm()
     assert names(Checkpoint(file.path)) == ["a", "b"]
     link = file.path.with_name("link")
     link.symlink_to(file.path)
     with pytest.raises(CheckpointError):
-        Checkpoint(link).load()
+        Checkpoint(link).load(as_it_is)
 
 
 def test_file_does_not_grow_with_what_is_gone(file: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +207,7 @@ def test_file_does_not_grow_with_what_is_gone(file: Checkpoint, monkeypatch: pyt
         file.write([line("b", turn=str(number))], lambda number=number: [line("b", turn=str(number))])  # type: ignore[misc]
 
     assert file.path.stat().st_size < 30_000
-    assert [raw["metadata"]["labels"] for raw in Checkpoint(file.path).load().objects] == [{"turn": "1999"}]
+    assert [raw["metadata"]["labels"] for raw in Checkpoint(file.path).load(as_it_is).objects] == [{"turn": "1999"}]
 
 
 def test_mesh_that_is_too_large_has_no_checkpoint(tmp_path: Path) -> None:
