@@ -56,7 +56,7 @@ def town(meshed: Cluster) -> Iterator[Town]:
     made.ready("client", "server", "ending")
     made.kubectl("rollout", "status", "deployment/web", "--timeout=60s")
     yield made
-    meshed.kubectl("delete", "namespace", "leave", "--wait=true")
+    meshed.kubectl("delete", "namespace", "leave", "--wait=false")
 
 
 def test_rollout_of_a_deployment_fails_no_request(town: Town) -> None:

@@ -31,7 +31,7 @@ def town(meshed: Cluster) -> Iterator[Town]:
     made = Town(meshed, "away")
     made.ready(*PODS)
     yield made
-    meshed.kubectl("delete", "namespace", "away", "--wait=true")
+    meshed.kubectl("delete", "namespace", "away", "--wait=false")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def town(meshed: Cluster) -> Iterator[Town]:
     made.ready(*BEACONS)
     yield made
     without_agent(meshed, None)
-    meshed.kubectl("delete", "namespace", "boot", "--wait=true")
+    meshed.kubectl("delete", "namespace", "boot", "--wait=false")
 
 
 def without_agent(cluster: Cluster, node: str | None) -> None:
