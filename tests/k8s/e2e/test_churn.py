@@ -37,7 +37,7 @@ def batch(town: Town, names: list[str], address: str) -> None:
         one["metadata"]["labels"] = {"app": "churn"}
         made.append(one)
     town.cluster.apply(*made)
-    town.ready(*names, seconds=90)
+    town.ready(*names, seconds=150)
     for name in (names[0], names[-1]):
         answer = town.cluster.until(lambda name=name: town.kubectl("logs", name), f"{name} has spoken", 20)  # type: ignore[misc]
         assert json.loads(answer).get("answer", {}).get("pod") == "server", answer

@@ -26,7 +26,7 @@ def town(meshed: Cluster) -> Iterator[Town]:
 
 
 def qanat(cluster: Cluster, *arguments: str) -> str:
-    command = [sys.executable, "-m", "nodeagent.cli", *arguments, "--kubeconfig", str(cluster.kubeconfig)]
+    command = [sys.executable, "-P", "-m", "nodeagent.cli", *arguments, "--kubeconfig", str(cluster.kubeconfig)]
     return cluster.run("env", f"PYTHONPATH={ROOT}", *command).stdout
 
 
