@@ -8,12 +8,22 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
-from mesh.kube.objects import ObjectRef, PolicyObject
+from mesh.kube.objects import (
+    NamespaceObject,
+    ObjectRef,
+    PodObject,
+    PodStatus,
+    PolicyObject,
+    ServiceObject,
+    SliceEndpoint,
+    SliceObject,
+)
 from mesh.kube.parse import Ignored, ObjectError, parse_object
 from mesh.kube.settings import TranslateSettings
 from mesh.sources import SourceUpdate
@@ -47,6 +57,7 @@ ODD = [
     ),
     service("headless", "None", ports=[], publishNotReadyAddresses=True),
     service("kept", "10.1.0.3", sessionAffinity="ClientIP", internalTrafficPolicy="Local"),
+    service("picky", "10.1.0.9", internalTrafficPolicy="Local", sessionAffinity="ClientIP"),
     service("external", None, type="ExternalName", externalName="example.org"),
     service("two", "10.1.0.1", ports=[{"name": "a", "port": 80}, {"name": "b", "port": 81, "targetPort": "web"}]),
     service("dual", None, clusterIPs=["10.1.0.2", "fd01::2"], selector={"app": "web"}, type="NodePort"),
@@ -58,6 +69,12 @@ ODD = [
             {"addresses": ["10.0.0.1"], "targetRef": {"kind": "Pod", "name": "dual"}},
             {"addresses": ["10.9.9.9"], "conditions": {"ready": False}},
             {
+                "addresses": ["10.0.0.7"],
+                "nodeName": "n1",
+                "zone": "east",
+                "hints": {"forNodes": [{"name": "n1"}, {"name": "n2"}], "forZones": [{"name": "east"}]},
+            },
+            {
                 "addresses": ["10.9.9.8"],
                 "nodeName": "n1",
                 "zone": "east",
@@ -65,8 +82,10 @@ ODD = [
             },
         ],
     ),
-    {**endpoint_slice("f", "web", [], [{"addresses": ["fd00::1"]}]), "addressType": "IPv6"},
+    {**endpoint_slice("f", "other", [], [{"addresses": ["fd00::1"]}]), "addressType": "IPv6"},
     namespace("shop", mesh="enabled"),
+    {**namespace("bare"), "metadata": {"name": "bare", "annotations": {"qanat.io/same-node": "shortcut"}}},
+    {**service("labelled"), "metadata": {"name": "labelled", "namespace": "shop", "labels": {"a": "b"}}},
 ]
 
 
@@ -94,6 +113,18 @@ def test_what_is_written_reads_as_what_was_parsed(raw: Raw) -> None:
 
     assert form is not None and parse_object(form) == value
     assert "hunter2" not in str(form)
+
+
+@pytest.mark.parametrize("kind", [NamespaceObject, PodObject, PodStatus, ServiceObject, SliceObject, SliceEndpoint])
+def test_the_examples_above_use_every_field_there_is(kind: type) -> None:
+    """A field that is new shall not be forgotten in what is written."""
+    parsed: list[object] = [parse_object(raw) for raw in ODD]
+    parsed += [one.status for one in parsed if isinstance(one, PodObject)]
+    parsed += [end for one in parsed if isinstance(one, SliceObject) for end in one.endpoints]
+    found = [one for one in parsed if isinstance(one, kind)]
+
+    for field in fields(kind):
+        assert len({str(getattr(one, field.name)) for one in found}) > 1, f"{kind.__name__}.{field.name} never differs"
 
 
 def test_what_kubectl_repeats_of_an_object_is_not_kept() -> None:
