@@ -57,13 +57,18 @@ class Held:
 
 
 def ask_held(mesh: RunningMesh, settings: TranslateSettings) -> Held:
-    """Of the first node that answers. Raises NoConfiguration."""
+    """Raises NoConfiguration."""
+    return Held(ask_raw(mesh), settings)
+
+
+def ask_raw(mesh: RunningMesh) -> list[object]:
+    """What the first node holds that answers, in Kubernetes' own form. Raises NoConfiguration."""
     why: list[str] = []
     for node in mesh.nodes[:TRIED]:
         patient = replace(node, timeout_s=max(node.timeout_s, TIMEOUT_S))
         try:
             text = fetch(patient, Program.AGENT, PAGE, limit=MAX_BYTES)
-            return Held(raw_objects(text.splitlines()), settings)
+            return raw_objects(text.splitlines())
         except (NoAnswer, BadPage) as error:
             why.append(f"{node.name}: {error}")
     hint = "agents older than this program do not have this page: qanat version, qanat upgrade"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -15,10 +15,14 @@ from mesh.policy.lint import Finding, Severity, Text, lint
 from mesh.printable import printable
 from mesh.sources.files.documents import MAX_FILE_BYTES
 from nodeagent.cli.errors import CliError, Exit
+from nodeagent.cli.held import ask_raw
 from nodeagent.cli.render import Format, dump
-from nodeagent.playground.names import DEFAULT_MESH, RUN_ROOT
+from nodeagent.cli.where import Where, where_options
+from nodeagent.playground.names import DEFAULT_MESH
 
 STDIN = "-"
+BATCH = 200
+"""Objects of a cluster that are read as one text."""
 SUFFIXES = (".yaml", ".yml", ".json")
 COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 
@@ -31,6 +35,7 @@ class Unusable(CliError):
 Examples:
   qanat lint policies/                     # held against the running mesh, if there is one
   qanat lint new.yaml --with cluster/      # held against the objects in a directory
+  qanat lint new.yaml --context prod       # held against a cluster's, as its node agents have them
   kubectl get authorizationpolicies -A -o yaml | qanat lint - --with cluster/ --strict
   qanat lint policies/ -o json | jq -r '.findings[] | select(.severity == "error") | .message'
 
@@ -49,15 +54,6 @@ Exit codes:
     help="The rest of the mesh: files or directories of YAML. Without: what the running mesh was started from.",
 )
 @click.option(
-    "--mesh",
-    "-m",
-    envvar="QANAT_MESH",
-    default=DEFAULT_MESH,
-    show_default=True,
-    metavar="NAME",
-    help="Which running mesh (or $QANAT_MESH).",
-)
-@click.option(
     "--trust-domain",
     multiple=True,
     default=("cluster.local",),
@@ -68,20 +64,19 @@ Exit codes:
 @click.option("--strict", is_flag=True, help="Warnings fail too.")
 @click.option("-q", "--quiet", is_flag=True, help="Leave out what is only worth knowing (info).")
 @click.option("-o", "--output", "form", type=click.Choice(["text", "json", "yaml"]), default="text", show_default=True)
-@click.option("--run-dir", type=click.Path(path_type=Path), default=RUN_ROOT, hidden=True)
+@where_options
 def lint_(
-    files: tuple[str, ...], others: tuple[Path, ...], mesh: str, trust_domain: tuple[str, ...], strict: bool,
-    quiet: bool, form: str, run_dir: Path,
+    files: tuple[str, ...], others: tuple[Path, ...], where: Where, trust_domain: tuple[str, ...], strict: bool,
+    quiet: bool, form: str,
 ) -> None:  # fmt: skip
     """Find mistakes in policies: rules that never decide, selectors and names that match nothing, ports of the service
     instead of the workload, fields that need a waypoint, identities where there is no mutual TLS.
 
-    FILE is a file, a directory or - for standard input. Pods, Services and Namespaces in them count as the mesh too."""
+    FILE is a file, a directory or - for standard input. Pods, Services and Namespaces in them count as the mesh too.
+    With --kubeconfig or --context they are held against what a node agent of that cluster goes by."""
     subjects = [text for name in files for text in _subject(name)]
     given = {Path(text.name).resolve() for text in subjects}
-    around = others or _running(run_dir / mesh)
-    context = (text for path in around for text in _files(path, False))
-    texts = [*subjects, *(text for text in context if Path(text.name).resolve() not in given)]
+    texts = [*subjects, *(text for text in _around(others, where) if Path(text.name).resolve() not in given)]
     found = [one for one in lint(texts, trust_domain) if not (quiet and one.severity is Severity.INFO)]
     counts = Counter(one.severity for one in found)
     if form != "text":
@@ -132,6 +127,19 @@ def _files(path: Path, is_subject: bool) -> Iterator[Text]:
                 yield Text(str(one), file.read(MAX_FILE_BYTES + 1), is_subject)
     except OSError as error:
         raise Unusable(f"{error.filename or path}: {error.strerror}", "give a file, a directory or -") from None
+
+
+def _around(others: Sequence[Path], where: Where) -> Iterator[Text]:
+    """The rest of the mesh. A cluster is asked only where one is named: lint is for machines without one too. Raises
+    CliError."""
+    if not others and (where.kubeconfig or where.context):
+        raws = ask_raw(where.of_cluster())
+        for start in range(0, len(raws), BATCH):
+            items = {"apiVersion": "v1", "kind": "List", "items": raws[start : start + BATCH]}
+            yield Text("<cluster>", json.dumps(items).encode(), False)
+        return
+    for path in others or _running(where.run_dir / (where.mesh or DEFAULT_MESH)):
+        yield from _files(path, False)
 
 
 def _running(root: Path) -> list[Path]:

@@ -59,6 +59,10 @@ class Where:
             found = client.find(self.mesh or DEFAULT_MESH, node, self.run_dir)
             timeout_s = self.timeout_s or client.TIMEOUT_S
             return replace(found, nodes=tuple(replace(one, timeout_s=timeout_s) for one in found.nodes))
+        return self.of_cluster(node)
+
+    def of_cluster(self, node: str | None = None) -> RunningMesh:
+        """find(), for who knows already that it is a cluster's."""
         from nodeagent.cli.cluster.tunnel import reach  # the client library is half a second
 
         reached = self.open.enter_context(reach(self.kubeconfig, self.context, node))

@@ -17,8 +17,10 @@ import click
 from mesh.sources.kubernetes.api import Api, ApiError
 from nodeagent.cli.cluster import checks, objects
 from nodeagent.cli.cluster.connect import cluster_options, with_api
+from nodeagent.cli.cluster.nodepages import node_pages
 from nodeagent.cli.cluster.objects import NAMESPACE, Raw
 from nodeagent.cli.cluster.rollout import pods
+from nodeagent.cli.errors import CliError
 from nodeagent.cli.render import Format, dump, plain
 from nodeagent.cli.version import installed
 
@@ -75,6 +77,19 @@ class Report:
             self.failed.append(name)
             return
         self.add(name, found if isinstance(found, str) else json.dumps(plain(found), indent=1, default=str))
+
+    def take_nodes(self, kubeconfig: Path | None, context: str) -> None:
+        """What they say of themselves; a node that is silent is a file that says why."""
+        try:
+            for name, answer in node_pages(kubeconfig, context):
+                if answer.error:
+                    self.add(f"{name}.error", f"{answer.error}\n")
+                    self.failed.append(name)
+                else:
+                    self.add(f"{name}.json", json.dumps(answer.data, indent=1))
+        except CliError as error:
+            self.add("nodes.error", f"{error.message}\n")
+            self.failed.append("nodes")
 
     def write(self, path: Path) -> None:
         root = path.name.split(".")[0]
@@ -153,11 +168,13 @@ Exit codes:
 @click.option("--to", "path", type=click.Path(path_type=Path, dir_okay=False), help="File to write; it must not exist.")
 @cluster_options
 def bug_report(path: Path | None, kubeconfig: Path | None, context: str, form: str) -> None:
-    """Collect versions, checks, our objects, policies, events, logs and metrics of a cluster's mesh into one file.
+    """Collect versions, checks, our objects, policies, events, logs, metrics and what each node says of itself (as
+    status, connections, policies, certs and check --maps show it) into one file.
 
     Contents of Secrets, keys and tokens are left out; names of namespaces, pods and policies are in it."""
     target = path or Path(time.strftime("qanat-bug-report-%Y%m%d-%H%M%S.tar.gz"))
     report = with_api(kubeconfig, context, collect)
+    report.take_nodes(kubeconfig, context)
     try:
         report.write(target)
     except OSError as error:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,35 @@ def test_other_verbs_answer_for_both_nodes(town: Town) -> None:
     assert {(one["node"], one["program"]) for one in head["journals"]} == {
         (node, program) for node in ("n1", "n2") for program in ("nodeagent", "ztunnel")
     }
+
+
+def test_lint_holds_policies_against_the_cluster(town: Town, tmp_path: Path) -> None:
+    spec = {**CLOSED["spec"], "selector": {"matchLabels": {"app": "sever"}}}
+    policies = [CLOSED, {**CLOSED, "metadata": {"namespace": "asked", "name": "mistyped"}, "spec": spec}]
+    (tmp_path / "new.yaml").write_text("\n---\n".join(map(json.dumps, policies)))
+    config = ["--kubeconfig", str(town.cluster.kubeconfig)]
+
+    done = town.cluster.run(*command(town.cluster, "lint", str(tmp_path / "new.yaml"), "-o", "json", *config))
+
+    found = {(one["object"], one["code"]) for one in json.loads(done.stdout)["findings"]}
+    assert ("AuthorizationPolicy asked/mistyped", "selects-nothing") in found
+    assert ("AuthorizationPolicy asked/nobody-near", "selects-nothing") not in found
+    assert "mesh-unknown" not in {code for _, code in found}
+
+
+def test_bug_report_holds_what_each_node_says(town: Town, tmp_path: Path) -> None:
+    report = tmp_path / "report.tar.gz"
+
+    town.cluster.run(*command(town.cluster, "bug-report", "--to", str(report)))
+
+    with tarfile.open(report) as archive:
+        files = {one.name.partition("/")[2]: archive.extractfile(one).read() for one in archive.getmembers()}  # type: ignore[union-attr]
+    for node in ("n1", "n2"):
+        status = json.loads(files[f"nodes/{node}/nodeagent-status.json"])
+        assert {f"{one['namespace']}/{one['name']}" for one in status["pods"]} & {"asked/client", "asked/server"}
+        assert json.loads(files[f"nodes/{node}/ztunnel-certs.json"])
+    assert not [name for name in files if name.startswith("nodes/") and name.endswith(".error")]
+    assert b"PRIVATE KEY" not in b"".join(files.values())
 
 
 def test_maps_of_both_nodes_hold_what_they_should(town: Town) -> None:
