@@ -31,6 +31,11 @@ _KINDS: dict[str, tuple[str, bool]] = {
     "ClusterRoleBinding": ("apis/rbac.authorization.k8s.io/v1/{}clusterrolebindings", False),
     "Role": ("apis/rbac.authorization.k8s.io/v1/{}roles", True),
     "RoleBinding": ("apis/rbac.authorization.k8s.io/v1/{}rolebindings", True),
+    "ValidatingAdmissionPolicy": ("apis/admissionregistration.k8s.io/v1/{}validatingadmissionpolicies", False),
+    "ValidatingAdmissionPolicyBinding": (
+        "apis/admissionregistration.k8s.io/v1/{}validatingadmissionpolicybindings",
+        False,
+    ),
     "Secret": ("api/v1/{}secrets", True),
     "ConfigMap": ("api/v1/{}configmaps", True),
     "Lease": ("apis/coordination.k8s.io/v1/{}leases", True),
