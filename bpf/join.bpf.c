@@ -3,7 +3,7 @@
  *
  * qn_join
  *   Hook:     sockops, beside qn_flows
- *   Attached: the v2 root; BPF_F_ALLOW_MULTI
+ *   Attached: slot of after_flows (flows calls it for its sockets); by the trial to the v2 root
  *   Reads:    sockets, settings. Writes: joinable, halves, joins, moved, arrived, counters
  *   Returns:  always 1; never touches `reply`
  *
