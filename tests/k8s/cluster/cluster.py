@@ -201,6 +201,8 @@ class Cluster:
             )
         self.until((one.directory / "namespaces-ready").exists, f"{one.name} has its namespaces")
         link = f"to-{one.name}"
+        with contextlib.suppress(subprocess.CalledProcessError):  # of the namespace before a reboot, not quite gone yet
+            machine.ip("link", "delete", link, netns=CONTROL)
         machine.ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(_pid(one)), netns=CONTROL)
         machine.ip("link", "set", link, "master", "br0", "up", netns=CONTROL)
 
