@@ -107,7 +107,7 @@ ask() { # <who>
 is_refused() { ! "${kubectl[@]}" -n shop exec "deploy/$1" -- python3 /programs/ask.py; }
 is_served() { "${kubectl[@]}" -n shop exec "deploy/$1" -- python3 /programs/ask.py; }
 mesh_log() { "${kubectl[@]}" -n qanat-system logs -l "app.kubernetes.io/component in (ztunnel,nodeagent)" --tail=400 --prefix=false; }
-is_meshed() { is_served client && mesh_log | grep -q 'src.identity="\{0,1\}spiffe://[^ ]*/ns/shop/sa/client'; }
+is_meshed() { is_served client && mesh_log | grep 'src.identity="\{0,1\}spiffe://[^ ]*/ns/shop/sa/client' >/dev/null; } # not -q: it ends before a long log does
 
 demo() {
 	say "the application, without the mesh"
