@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python3 -m nodeagent.relay --node NAME`: in a pod of the mesh, joins many connections of a caller to this node's
-admin sockets, over standard input and output. Started by `qanat` through the API's exec.
+admin sockets (`--authority`: to the control plane's), over standard input and output. Started by `qanat` through the
+API's exec.
 
 Both ways frames go: kind (1 byte), connection (4 bytes), length (4 bytes), content. READY comes first from here, so
 that a caller knows that it speaks to a relay. The caller numbers connections. One that ends, on either side, ends
@@ -31,7 +32,7 @@ GREETING = b"qanat relay 1"
 PING_S = 15.0
 SILENCE_S = 60.0
 CONNECT_S = 5.0
-SOCKETS = {"nodeagent": "agent.sock", "ztunnel": "ztunnel.sock"}
+SOCKETS = {"nodeagent": "agent.sock", "ztunnel": "ztunnel.sock", "controlplane": "controlplane.sock"}
 """What a caller may reach, by the program's name."""
 
 
@@ -187,11 +188,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python3 -m nodeagent.relay", description="For `qanat`, through exec.")
     parser.add_argument("--run-dir", default=os.environ.get("QANAT_RUN_DIR", "/run/qanat"))
     parser.add_argument("--mesh", default=os.environ.get("QANAT_MESH", "default"))
-    parser.add_argument("--node", required=True)
+    whose = parser.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--node")
+    whose.add_argument("--authority", action="store_true")
     given = parser.parse_args()
-    if "/" in given.node or given.node in ("", ".", ".."):
-        parser.error(f"--node {given.node}: not a node's name")
-    run(Path(given.run_dir, given.mesh, "nodes", given.node), sys.stdin.fileno(), sys.stdout.fileno())
+    directory = Path(given.run_dir, given.mesh)
+    if not given.authority:
+        if "/" in given.node or given.node in ("", ".", ".."):
+            parser.error(f"--node {given.node}: not a node's name")
+        directory = directory / "nodes" / given.node
+    run(directory, sys.stdin.fileno(), sys.stdout.fileno())
     os._exit(0)  # a thread may stand in a write that nobody reads
 
 

@@ -6,20 +6,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
 import click
 
-from nodeagent.cli.client import find
 from nodeagent.cli.errors import CliError
 from nodeagent.cli.render import Column, Format, dump, emit, table
 from nodeagent.cli.views import examples
-from nodeagent.playground.names import DEFAULT_MESH, RUN_ROOT
+from nodeagent.cli.where import Where, where_options
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-TIMEOUT_S = 10.0
+SOCKET = "controlplane.sock"
+TIMEOUT_S = 20.0
+"""Through a relay, an interpreter's start on a busy node is part of it."""
 POLL_S = 0.5
 Row = tuple[str, str]
 
@@ -31,15 +33,9 @@ EXPLAINED = {
 
 
 def _options(command: Command) -> Command:
-    for option in (
-        click.option("--run-dir", type=click.Path(path_type=Path), default=RUN_ROOT, hidden=True),
-        click.option("-o", "--output", "form", type=click.Choice(["table", "json", "yaml"]), default="table",
-                     show_default=True, help="table, json or yaml."),
-        click.option("--mesh", "-m", envvar="QANAT_MESH", default=DEFAULT_MESH, show_default=True, metavar="NAME",
-                     help="Which mesh (or $QANAT_MESH)."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
+    output = click.option("-o", "--output", "form", type=click.Choice(["table", "json", "yaml"]), default="table",
+                          show_default=True, help="table, json or yaml.")  # fmt: skip
+    return where_options(output(command))
 
 
 @click.group()
@@ -49,9 +45,9 @@ def ca() -> None:
 
 @ca.command(epilog=examples("qanat ca status", "qanat ca status -o json | jq -r .phase"))
 @_options
-def status(mesh: str, form: str, run_dir: Path) -> None:
+def status(where: Where, form: str) -> None:
     """Root, issuer, and how far a replacement is: which nodes trust the next root, when the old one goes."""
-    _show(_ask(_socket(mesh, run_dir), "GET", "/ca"), Format(form))
+    _show(_authority(where).ask("GET", "/ca"), Format(form))
 
 
 @ca.command(epilog=examples(
@@ -61,7 +57,7 @@ def status(mesh: str, form: str, run_dir: Path) -> None:
 @click.option("--serial", metavar="HEX", help="Only if this is what signs now; then a repeated command does nothing.")
 @click.option("--wait", "wait", metavar="TIME", help="Wait until the replacement is complete, as 90s or 10m.")
 @_options
-def rotate(what: str, serial: str | None, wait: str | None, mesh: str, form: str, run_dir: Path) -> None:
+def rotate(what: str, serial: str | None, wait: str | None, where: Where, form: str) -> None:
     """Replace the issuer or the root, under traffic.
 
     \b
@@ -72,16 +68,16 @@ def rotate(what: str, serial: str | None, wait: str | None, mesh: str, form: str
     While a root is being replaced, asking again starts nothing and shows how far it is. Both succeed (exit code 0);
     `changed` in json and yaml tells one from the other.
     """
-    socket, until = _socket(mesh, run_dir), time.monotonic() + (_seconds(wait) if wait else 0)
-    serial = serial or _ask(socket, "GET", "/ca")[what]["serial"]
-    answer = _ask(socket, "POST", f"/ca/rotate/{what}?serial={serial}")
+    authority, until = _authority(where), time.monotonic() + (_seconds(wait) if wait else 0)
+    serial = serial or authority.ask("GET", "/ca")[what]["serial"]
+    answer = authority.ask("POST", f"/ca/rotate/{what}?serial={serial}")
     changed = answer["changed"]
     while wait and answer["phase"] != "idle":
         if time.monotonic() > until:
             _show(answer, Format(form))
-            raise CliError(f"not complete after {wait}: {_step(answer)}", f"qanat ca status --mesh {mesh}")
+            raise CliError(f"not complete after {wait}: {_step(answer)}", f"qanat ca status{authority.option}")
         time.sleep(POLL_S)
-        answer = {**_ask(socket, "GET", "/ca"), "changed": changed}
+        answer = {**authority.ask("GET", "/ca"), "changed": changed}
     if form == "table":
         click.echo(_outcome(what, changed=changed, answer=answer))
     _show(answer, Format(form))
@@ -93,17 +89,39 @@ def _outcome(what: str, *, changed: bool, answer: dict[str, Any]) -> str:
     return f"nothing to do: that {what} is replaced, or being replaced, already"
 
 
-def _socket(mesh: str, run_dir: Path) -> Path:
-    return find(mesh, None, run_dir).root / "controlplane.sock"
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """``option``: by which another command finds the same one, with a space before it."""
+
+    socket: Path
+    option: str
+
+    def ask(self, method: str, path: str) -> dict[str, Any]:
+        """Raises CliError."""
+        return asyncio.run(_ask(self.socket, method, path, f"qanat logs controlplane{self.option}"))
 
 
-def _ask(socket: Path, method: str, path: str) -> dict[str, Any]:
-    """Raises CliError."""
-    return asyncio.run(_ask_async(socket, method, path))
+def _authority(where: Where) -> Authority:
+    """In a cluster the replica that leads: no other has the socket. Raises CliError."""
+    if not where.is_cluster:
+        mesh = where.find()
+        return Authority(mesh.root / SOCKET, f" --mesh {mesh.name}")
+    from nodeagent.cli.cluster.tunnel import reach  # the client library is half a second
+
+    reached = where.open.enter_context(reach(where.kubeconfig, where.context, None, authority=True))
+    failed = CliError(f"no control plane runs in {reached.where}", f"qanat check --cluster{where.option}")
+    for replica in reached.nodes:
+        found = Authority(replica.directory / SOCKET, where.option)
+        try:
+            found.ask("GET", "/ca")
+        except CliError as error:
+            failed = error
+        else:
+            return found
+    raise failed
 
 
-async def _ask_async(socket: Path, method: str, path: str) -> dict[str, Any]:
-    hint = f"qanat logs controlplane --mesh {socket.parent.name}"
+async def _ask(socket: Path, method: str, path: str, hint: str) -> dict[str, Any]:
     try:
         async with (
             aiohttp.ClientSession(

@@ -31,19 +31,23 @@ class Door:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """``doors``: the best first. ``why_not``: where there is none."""
+    """``doors``: the best first. ``why_not``: where there is none. ``authority``: a pod of the control plane, by its
+    name, instead of a node."""
 
     node: str
     doors: tuple[Door, ...]
     why_not: str = ""
+    authority: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """``authorities``: pods of the control plane that are ready, of how many."""
+    """``authorities``: pods of the control plane that are ready, of how many. ``signers``: those that run; the one that
+    leads has an admin socket."""
 
     nodes: tuple[Member, ...]
     authorities: tuple[int, int]
+    signers: tuple[Member, ...] = ()
 
 
 async def list_members(api: Api) -> Members:
@@ -75,7 +79,9 @@ def members(pods: Iterable[Raw]) -> Members:
         elif node and component in (AGENT, ZTUNNEL):
             found.setdefault(node, []).append(pod)
     nodes = tuple(_member(node, found[node]) for node in sorted(found))
-    return Members(nodes, (sum(map(_is_ready, authorities)), len(authorities)))
+    running = [Door(name_of(one), CONTROLPLANE) for one in authorities if _runs(one)]
+    signers = tuple(Member(door.pod, (door,), authority=True) for door in running)
+    return Members(nodes, (sum(map(_is_ready, authorities)), len(authorities)), signers)
 
 
 def _member(node: str, pods: Iterable[Raw]) -> Member:

@@ -25,9 +25,9 @@ from mesh.sources.kubernetes.api import Api, ApiError
 from mesh.sources.kubernetes.execution import ExecError, Execution
 from nodeagent.cli.client import Node, Program
 from nodeagent.cli.cluster.connect import as_cli_error
-from nodeagent.cli.cluster.members import Door, Member, Members, list_members
+from nodeagent.cli.cluster.members import CONTROLPLANE, Door, Member, Members, list_members
 from nodeagent.cli.cluster.session import Session, refuse
-from nodeagent.relay import MAX_CONTENT
+from nodeagent.relay import MAX_CONTENT, SOCKETS
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ END_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """``where``: the API's address. ``nodes``: each with sockets on this machine."""
+    """``where``: the API's address. ``nodes``: each with sockets on this machine; or pods of the control plane."""
 
     where: str
     members: Members
@@ -48,10 +48,11 @@ class Reached:
 
 
 @contextmanager
-def reach(kubeconfig: Path | None, context: str, only: str | None) -> Iterator[Reached]:
-    """``only``: a node's name. Raises CliError when the API cannot be asked."""
+def reach(kubeconfig: Path | None, context: str, only: str | None, *, authority: bool = False) -> Iterator[Reached]:
+    """``only``: a node's name. ``authority``: the control plane instead of nodes. Raises CliError when the API
+    cannot be asked."""
     with tempfile.TemporaryDirectory(prefix="qanat-") as directory:  # mode 0700: whoever connects has our rights
-        tunnel = _Tunnel(Path(directory), only)
+        tunnel = _Tunnel(Path(directory), only, authority=authority)
         thread = threading.Thread(target=tunnel.work, args=(kubeconfig, context), name="cluster")
         thread.start()
         try:
@@ -64,9 +65,10 @@ def reach(kubeconfig: Path | None, context: str, only: str | None) -> Iterator[R
 
 
 class _Tunnel:
-    def __init__(self, directory: Path, only: str | None) -> None:
+    def __init__(self, directory: Path, only: str | None, *, authority: bool) -> None:
         self._directory = directory
         self._only = only
+        self._authority = authority
         self.reached: Future[Reached] = Future()
         self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
@@ -93,6 +95,8 @@ class _Tunnel:
             if found is None:
                 raise ApiError("the command ends")
             chosen = tuple(one for one in found.nodes if self._only in (None, one.node))
+            if self._authority:
+                chosen = found.signers
             async with asyncio.TaskGroup() as tasks:
                 pool = SessionPool(api, tasks)
                 async with contextlib.AsyncExitStack() as stack:
@@ -118,9 +122,9 @@ class _Tunnel:
         node = Node(member.node, self._directory / str(number))
         node.directory.mkdir()
         _allow_files(8 * number)
-        for program in Program:
+        for program in (CONTROLPLANE,) if member.authority else tuple(one.value for one in Program):
             accept = partial(pool.accept, member, program)
-            server = await asyncio.start_unix_server(accept, str(node.socket(program)))
+            server = await asyncio.start_unix_server(accept, str(node.directory / SOCKETS[program]))
             stack.callback(server.close)
         return node
 
@@ -135,16 +139,14 @@ class SessionPool:
         self._serving: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Condition()
 
-    def accept(
-        self, member: Member, program: Program, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def accept(self, member: Member, program: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """For asyncio.start_unix_server()."""
         task = self._tasks.create_task(self._serve(member, program, reader, writer))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
 
     async def _serve(
-        self, member: Member, program: Program, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, member: Member, program: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         try:
             data = await reader.read(MAX_CONTENT)  # before a refusal: closing with words unread would cut it off
@@ -152,7 +154,7 @@ class SessionPool:
                 refuse(writer, f"cannot be reached: {member.why_not}".encode())
                 return
             session = await self._session(member)
-            await session.serve(program.value, data, reader, writer)
+            await session.serve(program, data, reader, writer)
         except OSError:
             pass  # the caller has gone
         finally:
@@ -198,7 +200,7 @@ async def _start(api: Api, member: Member) -> AsyncIterator[Execution]:
     async with contextlib.AsyncExitStack() as stack:
         for door in member.doors:
             try:
-                opened = await stack.enter_async_context(_run(api, door, member.node))
+                opened = await stack.enter_async_context(_run(api, door, member))
                 break
             except ApiError:
                 if door is member.doors[-1]:
@@ -206,9 +208,9 @@ async def _start(api: Api, member: Member) -> AsyncIterator[Execution]:
         yield opened
 
 
-def _run(api: Api, door: Door, node: str) -> AbstractAsyncContextManager[Execution]:
-    command = ("python3", "-m", "nodeagent.relay", "--node", node)
-    return api.run_in(door.path, container=door.container, command=command)
+def _run(api: Api, door: Door, member: Member) -> AbstractAsyncContextManager[Execution]:
+    whose = ("--authority",) if member.authority else ("--node", member.node)
+    return api.run_in(door.path, container=door.container, command=("python3", "-m", "nodeagent.relay", *whose))
 
 
 def _allow_files(wanted: int) -> None:

@@ -157,6 +157,20 @@ def test_other_verbs_answer_for_both_nodes(town: Town) -> None:
     }
 
 
+def test_issuer_is_replaced_by_command_under_traffic(town: Town) -> None:
+    """By the replica that leads, whichever of them that is."""
+    before = asked(town.cluster, "ca", "status")
+
+    changed = asked(town.cluster, "ca", "rotate", "issuer")
+    again = asked(town.cluster, "ca", "rotate", "issuer", "--serial", before["issuer"]["serial"])
+
+    assert before["phase"] == "idle"
+    assert changed["changed"] and not again["changed"]
+    assert changed["issuer"]["serial"] == again["issuer"]["serial"] != before["issuer"]["serial"]
+    assert changed["root"]["serial"] == before["root"]["serial"]
+    assert town.ask("client", town.address("server"), 8080).answer
+
+
 def test_lint_holds_policies_against_the_cluster(town: Town, tmp_path: Path) -> None:
     spec = {**CLOSED["spec"], "selector": {"matchLabels": {"app": "sever"}}}
     policies = [CLOSED, {**CLOSED, "metadata": {"namespace": "asked", "name": "mistyped"}, "spec": spec}]

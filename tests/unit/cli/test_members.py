@@ -52,3 +52,6 @@ def test_authorities_are_counted_and_what_has_no_node_is_none() -> None:
 
     assert found.nodes == ()
     assert found.authorities == (1, 2)
+    assert [(one.node, one.doors, one.authority) for one in found.signers] == [
+        ("c1", (Door("c1", "controlplane"),), True)
+    ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -131,6 +132,27 @@ async def test_pages_of_both_programs_come_through_one_relay(tmp_path: Path, nod
     assert [json.loads(one) for one in answers] == [{"big": BIG}] * 20 + [[1]]
     assert len(seen) == 1
     assert seen[0].returncode == 0, "the relay ends with its input"
+
+
+async def test_authority_is_reached_by_its_own_relay_alone(tmp_path: Path, node: Path) -> None:
+    mesh = node.parents[1]
+    pages: dict[Path, Any] = {mesh / "controlplane.sock": {"/ca": {"phase": "idle"}}, node / "agent.sock": {"/x": 1}}
+    start = starting(*RELAY, "--run-dir", str(mesh.parent), "--mesh", "m", "--authority")
+    answers: list[bytes] = []
+
+    with serving(pages):
+        async with reaching(tmp_path / "here", start) as reach:
+            for program in ("controlplane", "nodeagent"):
+                ours, theirs = socket.socketpair()
+                reader, writer = await asyncio.open_connection(sock=theirs)
+                request = b"GET /ca HTTP/1.1\r\nHost: controlplane\r\nConnection: close\r\n\r\n"
+                serving_it = asyncio.create_task(reach.session.serve(program, request, reader, writer))
+                answer, _ = await asyncio.open_connection(sock=ours)
+                answers.append(await asyncio.wait_for(answer.read(), 10))
+                serving_it.cancel()
+
+    assert answers[0].endswith(b'{"phase": "idle"}')
+    assert b"502" in answers[1] and b"not running (no socket)" in answers[1]
 
 
 async def test_program_that_does_not_run_is_named_as_on_this_machine(tmp_path: Path, node: Path) -> None:
