@@ -116,6 +116,7 @@ demo() {
 	for one in web client stranger; do
 		run "${kubectl[@]}" -n shop rollout status "deploy/$one" --timeout=120s
 	done
+	until_so 30 "the service has its endpoint on every node" is_served client
 	ask client
 	say "its namespace into the mesh; no pod restarts"
 	run "${kubectl[@]}" label --overwrite namespace shop qanat.io/mesh=enabled

@@ -56,7 +56,7 @@ TIERS = {
             "k8s-e2e",
             2100,
             folder="k8s/e2e",
-            again=2,
+            again=3,
             again_s=400,
             after_kill=("-m", "tests.k8s.cluster", "down"),
         ),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import subprocess
 import time
@@ -63,12 +64,18 @@ def service(namespace: str, name: str, app: str, **spec: Any) -> Raw:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request: our own port, what the server said or why there was no answer."""
+    """One request: our own port, what the server said or why there was no answer. ``since``: when it began, as the
+    access log writes time; a port is used again by later connections."""
 
     address: str
     port: int
     answer: Raw
     error: str
+    since: str = ""
+
+
+def log_time() -> str:
+    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class Town:
@@ -97,9 +104,11 @@ class Town:
         self.cluster.kubectl("label", "--overwrite", "namespace", self.name, text)
 
     def ask(self, source: str, host: str, port: int, marker: str = "hello") -> Asked:
+        since = log_time()
         text = self.kubectl("exec", source, "--", "python3", "-c", program("ask"), host, str(port), marker)
         found = json.loads(text)
-        return Asked(self.address(source), found.get("port", 0), found.get("answer", {}), found.get("error", ""))
+        answer, error = found.get("answer", {}), found.get("error", "")
+        return Asked(self.address(source), found.get("port", 0), answer, error, since)
 
     @contextmanager
     def running(self, source: str, name: str, *arguments: str) -> Iterator[Talk]:
@@ -131,7 +140,7 @@ class Town:
         end = f"src.addr={asked.address}:{asked.port} "
 
         def look() -> list[str]:
-            return [line for line in access_log(self.cluster, node) if end in line]
+            return [line for line in access_log(self.cluster, node) if end in line and line >= asked.since]
 
         try:
             line = self.cluster.until(look, f"a log line with {end}", 15)[-1]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tests.k8s.cluster.cluster import Cluster
 from tests.k8s.e2e.mesh import NAMESPACE as SYSTEM
-from tests.k8s.e2e.town import Asked, Raw, Talk, Town, mesh_pod, program
+from tests.k8s.e2e.town import Asked, Raw, Talk, Town, log_time, mesh_pod, program
 
 
 def tasks(cluster: Cluster, node: str) -> dict[str, int]:
@@ -65,8 +65,9 @@ class Within:
 
     def ask(self, host: str, port: int, marker: str = "hello") -> Asked:
         command = ["nsenter", "-t", str(self.pid()), "-n", "python3", "-c", program("ask"), host, str(port), marker]
+        since = log_time()
         found = json.loads(self.cluster.on(self.node, *command).stdout)
-        return Asked(self.address, found.get("port", 0), found.get("answer", {}), found.get("error", ""))
+        return Asked(self.address, found.get("port", 0), found.get("answer", {}), found.get("error", ""), since)
 
 
 def within(town: Town, name: str) -> Within:
