@@ -43,7 +43,7 @@ test-interop: ## against a stock Envoy
 .PHONY: test-k8s
 test-k8s: build ## on a real Kubernetes of two nodes (compiled once, from Go modules; about 15 minutes)
 	@tools/k8s.sh
-	@$(PY) tools/tiers.py k8s k8s-e2e
+	@$(PY) tools/tiers.py k8s k8s-e2e k8s-e2e-apart
 
 .PHONY: test-k8s-e2e
 test-k8s-e2e: build ## the part of it that needs two nodes
