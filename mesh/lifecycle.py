@@ -60,6 +60,15 @@ async def until_any(*events: asyncio.Event) -> None:
             waiter.cancel()
 
 
+async def until_set(event: asyncio.Event, seconds: float | None) -> bool:
+    """Return when it is set, or after so many seconds (None: only then): whether it is."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
 def expect_many_values() -> None:
     """Python's collector of cycles looks at all that is alive again and again while a mesh is read. With millions of
     values that live long and form no cycles, that was half of the time to start."""

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mesh.lifecycle import until_set
+
 WAITS_PER_NODE = 4
 """More are answered at once: a node has one ztunnel, and for a while its successor."""
 
@@ -57,10 +59,7 @@ class Announcer:
             return self.bundle
         self._waiting[node] += 1
         try:
-            async with asyncio.timeout(wait_s):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
+            await until_set(self._changed, wait_s)
         finally:
             self._waiting[node] -= 1
             if not self._waiting[node]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from mesh.kube.parse import MESH_LABEL
+from mesh.lifecycle import until_set
 from mesh.model.snapshot import MeshSnapshot
 from mesh.sources import SourceUpdate
 from mesh.sources.kubernetes.api import Api, ApiError, NotServed
@@ -70,11 +71,7 @@ class Reporter:
             matter = self._next()
             if matter is None:
                 self._wake.clear()
-                try:
-                    async with asyncio.timeout(AGAIN_S / 10):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
+                await until_set(self._wake, AGAIN_S / 10)
                 continue
             try:
                 await self._say(matter)

@@ -13,6 +13,7 @@ from typing import Any
 
 from mesh.kube.fields import path_text
 from mesh.kube.parse import ObjectError, parse_object
+from mesh.lifecycle import until_set
 from mesh.sources import SourceUpdate
 from mesh.sources.kubernetes.api import Api, ApiError, Conflict, NotServed, Raw
 from mesh.sources.kubernetes.places import kind_of, path_of
@@ -62,11 +63,7 @@ class Statuses:
             one = self._next()
             if one is None:
                 self._wake.clear()
-                try:
-                    async with asyncio.timeout(AGAIN_S / 10):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
+                await until_set(self._wake, AGAIN_S / 10)
                 continue
             self._due.pop(one, None)
             self._seen[one] = self._clock()

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from mesh.lifecycle import until_set
 from mesh.model.snapshot import Delta, MeshSnapshot, diff
 from mesh.policy.same_node import SameNode
 from nodeagent.bpf.layouts import VERDICT_MAX, EventKind, Paths
@@ -145,9 +146,7 @@ class PathKeeper:
         try:
             while True:
                 loop.add_reader(ring.fd, self._wake.set)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._next_wait()):
-                        await self._wake.wait()
+                await until_set(self._wake, self._next_wait())
                 loop.remove_reader(ring.fd)  # it stays readable until the round has read it
                 self._wake.clear()  # before the round: what comes in during it is for the next
                 await to_its_end(lambda: self.round(ring))

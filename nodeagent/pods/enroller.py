@@ -10,7 +10,6 @@ Order of un-enrolment: capture off, then ztunnel drains, then the listeners go. 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from mesh.lifecycle import backoff
+from mesh.lifecycle import backoff, until_set
 from mesh.model.workload import Workload
 from mesh.protocol.messages import Held, ListenerName
 from mesh.protocol.seqpacket import Descriptors, close_all
@@ -181,19 +180,13 @@ class Enroller:
         """Until cancelled; then everything is left as it is (capture outlives the agent)."""
         await self._is_informed.wait()
         if self._kernel.captured():  # we have restarted: a ztunnel may hold the listeners, and comes back at once
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._adopt_wait_s):
-                    await self._is_visited.wait()
+            await until_set(self._is_visited, self._adopt_wait_s)
         while True:
             self._wake.clear()
             await self.reconcile()
             if self._is_whole:
                 self.is_settled.set()
-            try:
-                async with asyncio.timeout(self._next_wait()):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+            await until_set(self._wake, self._next_wait())
 
     def _next_wait(self) -> float:
         now = self._clock()

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
+from mesh.lifecycle import until_set
 from mesh.model.workload import Workload
 from nodeagent.pods.cri import CriRuntime, RuntimeUnavailable, Sandbox
 from nodeagent.pods.discovery import Observation, netns_id
@@ -62,11 +63,7 @@ class RuntimePods:
             if now != seen:
                 seen = now
                 yield now
-            try:
-                async with asyncio.timeout(LOOK_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+            await until_set(self._wake, LOOK_S)
 
     async def read(self) -> Observation:
         try:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import Counter
@@ -13,6 +12,7 @@ from dataclasses import replace
 
 from mesh.journal.flow import Lost, Record
 from mesh.journal.recorder import Recorder
+from mesh.lifecycle import until_set
 from mesh.model.snapshot import MeshSnapshot
 from mesh.model.workload import WorkloadUid
 from mesh.policy.page import PolicyPage
@@ -93,9 +93,7 @@ class Telemetry:
             while True:
                 wake.clear()
                 loop.add_reader(self._maps.fd, wake.set)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_S):
-                        await wake.wait()
+                await until_set(wake, _LOOK_S)
                 loop.remove_reader(self._maps.fd)  # it stays readable until it has been read
                 self.drain()
                 if time.monotonic() - tended > _TEND_S:

@@ -18,6 +18,7 @@ from pathlib import Path as FilePath
 
 from aiohttp import web
 
+from mesh.lifecycle import until_set
 from mesh.telemetry.lines import show, stamp
 from nodeagent.bpf.bcc_object import BccMissing
 from nodeagent.bpf.layouts import Role, SockAddr
@@ -106,9 +107,7 @@ class TraceService:
                     await response.write("".join(f"{json.dumps(row)}\n" for row in rows).encode() or b"")
                 if len(events) < _AT_ONCE:
                     wake.clear()
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(_SIGN_OF_LIFE_S):
-                            await wake.wait()
+                    await until_set(wake, _SIGN_OF_LIFE_S)
         return response
 
     def _row(self, one: Seen) -> dict[str, object]:

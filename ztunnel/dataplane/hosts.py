@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
+from mesh.lifecycle import until_set
 from mesh.model.snapshot import unmapped
 from mesh.model.workload import IPAddress
 from mesh.policy.egress import Addresses
@@ -155,11 +156,7 @@ class HostResolver:
             host = min(free, key=lambda one: one.due_at, default=None)
             wait_s = None if host is None else host.due_at - self._clock()
             if host is None or (wait_s is not None and wait_s > 0):
-                try:
-                    async with asyncio.timeout(wait_s):
-                        await self._news.wait()
-                except TimeoutError:
-                    pass
+                await until_set(self._news, wait_s)
                 continue
             host.is_busy = True
             try:
