@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from mesh.kube.objects import ObjectError, PolicyObject
 from mesh.kube.parse import parse_object
 from mesh.model.policy import AuthorizationPolicy, EgressPolicy, PeerAuthentication
+from mesh.model.snapshot import MeshSnapshot
 from mesh.policy.egress import Addresses, EgressRequest, evaluate_egress
 from mesh.policy.evaluate import PolicySet, Request, evaluate
 from mesh.sources.files import FileSource
@@ -77,6 +78,13 @@ def test_rejected_version_allows_nothing_that_the_last_good_one_denied(
     good, other = data.draw(objects("p")), data.draw(objects("q"))
     bad = data.draw(mutated(good, most=3))
     assume(not _is_moved(good, bad))
+    before, after = _rejected(good, bad, other)
+    old, new = PolicySet.of(before), PolicySet.of(after)
+    assert [r for r in wanted if evaluate(new, r).allowed and not evaluate(old, r).allowed] == []
+
+
+def _rejected(good: Raw, bad: Raw, other: Raw) -> tuple[MeshSnapshot, MeshSnapshot]:
+    """What one source says before and after `good` becomes `bad`, which it cannot use."""
     with tempfile.TemporaryDirectory() as where:
         source = FileSource([Path(where)])
         _write(Path(where), good, other)
@@ -87,8 +95,7 @@ def test_rejected_version_allows_nothing_that_the_last_good_one_denied(
         after, errors = source.load()
 
     assume(errors)
-    old, new = PolicySet.of(before), PolicySet.of(after)
-    assert [r for r in wanted if evaluate(new, r).allowed and not evaluate(old, r).allowed] == []
+    return before, after
 
 
 def _is_moved(good: Raw, bad: Raw) -> bool:
@@ -110,16 +117,7 @@ def test_rejected_version_lets_nothing_out_that_the_last_good_one_kept_in(
     good, other = data.draw(egress_objects("p")), data.draw(egress_objects("q"))
     bad = data.draw(mutated(good, most=3))
     assume(not _is_moved(good, bad))
-    with tempfile.TemporaryDirectory() as where:
-        source = FileSource([Path(where)])
-        _write(Path(where), good, other)
-        before, errors = source.load()
-        assert errors == []
-
-        _write(Path(where), bad, other)
-        after, errors = source.load()
-
-    assume(errors)
+    before, after = _rejected(good, bad, other)
     old, new = before.egress_policies, after.egress_policies
     assert [r for r in wanted if lets_out(new, r, hosts) and not lets_out(old, r, hosts)] == []
 
