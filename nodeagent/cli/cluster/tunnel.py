@@ -94,14 +94,13 @@ class _Tunnel:
             found = await self._until_ending(list_members(api))
             if found is None:
                 raise ApiError("the command ends")
-            chosen = tuple(one for one in found.nodes if self._only in (None, one.node))
-            if self._authority:
-                chosen = found.signers
+            nodes = tuple(one for one in found.nodes if self._only in (None, one.node))
+            chosen = found.signers if self._authority else nodes
             async with asyncio.TaskGroup() as tasks:
                 pool = SessionPool(api, tasks)
                 async with contextlib.AsyncExitStack() as stack:
-                    nodes = [await self._listen(stack, pool, number, one) for number, one in enumerate(chosen)]
-                    self.reached.set_result(Reached(api.where, found, tuple(nodes)))
+                    here = [await self._listen(stack, pool, number, one) for number, one in enumerate(chosen)]
+                    self.reached.set_result(Reached(api.where, found, tuple(here)))
                     await self._ending.wait()
                 pool.close()
         finally:
