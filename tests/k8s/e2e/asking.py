@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,10 +72,12 @@ def relays(cluster: Cluster, node: str) -> list[str]:
 
 @contextlib.contextmanager
 def watching(cluster: Cluster) -> Iterator[subprocess.Popen[bytes]]:
-    """A command that goes on, once it has reached both nodes."""
+    """A command that goes on, once it has reached both nodes. A killed one leaves nothing here either."""
     control = ["nsenter", f"--net=/run/netns/{CONTROL}", "--"]
     argv = [*control, *command(cluster, "connections", "--watch")]
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    scratch = tempfile.TemporaryDirectory()
+    environment = {**os.environ, "TMPDIR": scratch.name}
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
         for node in ("n1", "n2"):
             cluster.until(lambda node=node: relays(cluster, node), f"a relay on {node}", 30)  # type: ignore[misc]
@@ -83,3 +87,4 @@ def watching(cluster: Cluster) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.kill()
         process.wait()
+        scratch.cleanup()

@@ -21,7 +21,7 @@ ENDING_S = 12.0
 
 
 def leaving(name: str, seconds: float = SERVES_ON_S) -> Raw:
-    made = pod("leave", name, "n2", command=["python3", "-c", program("leaving"), str(seconds)])
+    made = pod("leave", name, "n2", command=["python3", "-c", program("server"), "leave", str(seconds)])
     made["spec"]["terminationGracePeriodSeconds"] = 20
     return made
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs in test pods: HTTP on 8080 (who am I, whom do I see), an echo on 7000, gRPC's health service on 9090 where it is
 asked for (argument "grpc"). While /tmp/ill is there, /ready answers 503, gRPC says NOT_SERVING and the echo is closed
-to new connections."""
+to new connections. "leave SECONDS": told to end (SIGTERM) it serves on for so long, as programs do that wait for load
+balancers to notice, and ends then."""
 
 import http.server
 import json
 import os
+import signal
 import socketserver
 import sys
 import threading
@@ -67,7 +69,14 @@ def health() -> None:
     server.wait_for_termination()
 
 
+if "leave" in sys.argv:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of all threads that follow
 threading.Thread(target=echo, daemon=True).start()
 if "grpc" in sys.argv:
     threading.Thread(target=health, daemon=True).start()
-Server(("", 8080), Answer).serve_forever()
+answers = Server(("", 8080), Answer)
+if "leave" not in sys.argv:
+    answers.serve_forever()
+threading.Thread(target=answers.serve_forever, daemon=True).start()
+signal.sigwait({signal.SIGTERM})
+signal.sigtimedwait(set(), float(sys.argv[sys.argv.index("leave") + 1]))
