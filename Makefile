@@ -134,7 +134,7 @@ $(CNI_PLUGIN): daemonset/cni/qanat-cni.c Makefile | deps
 		-static -o $@.tmp $< -ljansson && strip $@.tmp && mv $@.tmp $@
 
 .PHONY: ext
-ext: venv ## the C engine and the libbpf shim
+ext: venv ## the C engine and libbpf for Python
 	@$(PY) cffi_build.py
 
 .PHONY: build

@@ -5,7 +5,7 @@
 module                        declarations (cdef)                            C sources
 ============================  =============================================  ==========================
 ``ztunnel.dataplane._zt``     ztunnel/csrc/zt.h, between the cffi markers    ztunnel/csrc/*.c
-``nodeagent.bpf._libbpf``     nodeagent/bpf/libbpf_cdef.h                    nodeagent/bpf/libbpf_shim.c
+``nodeagent.bpf._libbpf``     nodeagent/bpf/libbpf_cdef.h                    nodeagent/bpf/libbpf_*.c
 ============================  =============================================  ==========================
 
 cffi only writes the glue; this file runs the compiler, so that a change of one source costs one compilation. An
@@ -73,7 +73,7 @@ EXTENSIONS = (
         module="nodeagent.bpf._libbpf",
         cdef="nodeagent/bpf/libbpf_cdef.h",
         include='#include "libbpf_cdef.h"\n',
-        sources=("nodeagent/bpf/libbpf_shim.c",),
+        sources=("nodeagent/bpf/libbpf_*.c",),
         include_dirs=("nodeagent/bpf", "bpf/include"),
         libraries=("bpf", "elf", "z"),
     ),

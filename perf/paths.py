@@ -20,8 +20,8 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from nodeagent.bpf.descriptors import Link
 from nodeagent.bpf.layouts import STRUCTS, SameNode
-from nodeagent.bpf.loader import Link
 from nodeagent.capture import trial
 from nodeagent.capture.mounts import BPFFS
 from perf import report, scenarios

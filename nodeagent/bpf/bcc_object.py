@@ -23,7 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from nodeagent.bpf.loader import BpfError, Map, Program
+from nodeagent.bpf.descriptors import Map, Program
+from nodeagent.bpf.libbpf import BpfError
 
 SOURCES = Path(__file__).parents[2] / "bpf"
 COMPILER = Path(__file__).with_name("bcc_compile.py")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """bpf/include/qanat.h in Python: kinds.py has its enumerations, structs.py its structs, packing.py fills them.
 
-The twins are compared with the compiler's sizes and offsets at import of `nodeagent.bpf.loader` (`check`), and with
+The twins are compared with the compiler's sizes and offsets at import of `nodeagent.bpf.libbpf` (`check`), and with
 the BTF of the loaded maps in tests/bpf.
 """
 

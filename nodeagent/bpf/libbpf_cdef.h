@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The part of libbpf that Python needs, and nothing of its types. Implemented in libbpf_shim.c; read by cffi.
+/* The part of libbpf that Python needs, and nothing of its types. Implemented in libbpf_*.c; read by cffi.
  * Unless said otherwise: returns 0 (or a descriptor, which the caller closes) or a negative errno. Strings are
  * NUL-terminated and copied. Any thread; no call keeps a pointer to the caller's memory.
  */

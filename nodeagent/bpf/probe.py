@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nodeagent.bpf import bcc_object, loader
-from nodeagent.bpf.loader import BpfError, Link, Object
+from nodeagent.bpf import bcc_object, descriptors, features, libbpf
+from nodeagent.bpf.descriptors import Link
+from nodeagent.bpf.libbpf import BpfError
+from nodeagent.bpf.loader import Object
 from nodeagent.capture import mounts, netns, trial
 from nodeagent.capture.errors import CaptureError
 
@@ -110,7 +112,7 @@ def _programs(maps: Path) -> list[CheckResult]:
     results: list[CheckResult] = []
     for name, what in (_OBJECTS | _ITERATORS).items():
         try:
-            with Object(name, maps, loader.features(name)):
+            with Object(name, maps, features.settings_of(name)):
                 results.append(CheckResult(f"program {name}", True, what))
         except BpfError as error:
             fix = "run `make bpf`" if error.errno == errno.ENOENT else "use a kernel of 5.15 or later with BPF enabled"
@@ -138,9 +140,9 @@ def _hooks(maps: Path) -> list[CheckResult]:
 def _attach(name: str, maps: Path, target: int, where: str) -> CheckResult:
     label = f"attach {name}"
     try:
-        with Object(name, maps, loader.features(name)) as loaded:
+        with Object(name, maps, features.settings_of(name)) as loaded:
             for program in loaded.programs():
-                kinds = {"flows": loader.CGROUP_SOCK_OPS, "inbound": loader.SK_LOOKUP}
+                kinds = {"flows": descriptors.CGROUP_SOCK_OPS, "inbound": descriptors.SK_LOOKUP}
                 kind = kinds.get(name) or loaded.attach_type(program)
                 Link.attach(loaded.prog_fd(program), target, kind).close()
     except BpfError as error:
@@ -160,7 +162,7 @@ def _guarded(name: str, probe: Callable[[], CheckResult]) -> CheckResult:
 
 
 def _helper_set_retval() -> CheckResult:
-    has = loader.has_helper(loader.PROG_CGROUP_SOCK_ADDR, loader.HELPER_SET_RETVAL)
+    has = features.has_helper(features.PROG_CGROUP_SOCK_ADDR, features.HELPER_SET_RETVAL)
     detail = "refusals are ECONNREFUSED" if has else "not there: refusals are EPERM instead of ECONNREFUSED"
     return CheckResult("helper set_retval", True if has else None, detail)
 
@@ -230,15 +232,15 @@ def maps_audit(base: Path) -> list[CheckResult]:
     results: list[CheckResult] = []
     for name, (key, value) in wanted.items():
         try:
-            with loader.Map.pinned(base / name) as opened:
+            with descriptors.Map.pinned(base / name) as opened:
                 info = opened.info
         except BpfError as error:
             results.append(CheckResult(f"map {name}", False, str(error), "restart the node agent"))
             continue
         bad = [
-            f"{what} is {size} bytes, qanat.h says {loader.layout(struct_name)}"
+            f"{what} is {size} bytes, qanat.h says {libbpf.layout(struct_name)}"
             for what, struct_name, size in (("key", key, info.key_size), ("value", value, info.value_size))
-            if struct_name and size != loader.layout(struct_name)
+            if struct_name and size != libbpf.layout(struct_name)
         ]
         detail = f"id {info.id}, key {info.key_size}, value {info.value_size}, max {info.max_entries}"
         fix = "`qanat down --purge`, then start again"

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
-from nodeagent.bpf import layouts, loader
+from nodeagent.bpf import descriptors, features, layouts
 from nodeagent.bpf.bcc_object import BccObject
+from nodeagent.bpf.descriptors import Link, Map
 from nodeagent.bpf.layouts import Address, AgentDown, Counter, PodFlag, QnPod, SockAddr
-from nodeagent.bpf.loader import BpfError, Link, Loaded, Map, Object
+from nodeagent.bpf.libbpf import BpfError
+from nodeagent.bpf.loader import Loaded, Object
 from nodeagent.capture import mounts, netns, pins, shortcut, trial
 from nodeagent.capture.errors import CaptureError
 from nodeagent.capture.listeners import ListenerKey
@@ -137,10 +139,10 @@ class Capture:
         target = (self._settings.pods_cgroup or root) if name == "capture" else root
         cgroup_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with self._object(name, loader.features(name)) as loaded:
+            with self._object(name, features.settings_of(name)) as loaded:
                 for program in loaded.programs():
                     path = self.pins.links / program.removeprefix("qn_")
-                    attach_type = loader.CGROUP_SOCK_OPS if name == "flows" else loaded.attach_type(program)
+                    attach_type = descriptors.CGROUP_SOCK_OPS if name == "flows" else loaded.attach_type(program)
                     _ensure_cgroup_link(path, loaded.prog_fd(program), cgroup_fd, attach_type)
         finally:
             os.close(cgroup_fd)
@@ -232,7 +234,7 @@ class Capture:
         path = self.pins.inbound(pod.cookie)
         pins.drop_link(path)  # a leftover that could not be refreshed
         with inbound or self._inbound_object(pod.cookie) as loaded:
-            with Link.attach(loaded.prog_fd("qn_inbound"), pod.netns_fd, loader.SK_LOOKUP) as link:
+            with Link.attach(loaded.prog_fd("qn_inbound"), pod.netns_fd, descriptors.SK_LOOKUP) as link:
                 link.pin(path)
         self._linked.add(pod.cookie)
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from nodeagent.bpf.descriptors import Map
 from nodeagent.bpf.layouts import Counter, Paths, QnJoin, QnSettings, pack_shortcut_socket
-from nodeagent.bpf.loader import Map
 from nodeagent.capture import mounts, netns, shortcut
 
 _serial = itertools.count()

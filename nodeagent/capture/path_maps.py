@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
-from nodeagent.bpf import layouts, loader
+from nodeagent.bpf import descriptors, layouts, libbpf
+from nodeagent.bpf.descriptors import CGROUP_INET_INGRESS, Link, Map, Ring
 from nodeagent.bpf.layouts import (
     MeshKind,
     QnEvent,
@@ -21,7 +22,8 @@ from nodeagent.bpf.layouts import (
     QnVerdictKey,
     SockAddr,
 )
-from nodeagent.bpf.loader import CGROUP_INET_INGRESS, BpfError, Link, Map, Object, Ring
+from nodeagent.bpf.libbpf import BpfError
+from nodeagent.bpf.loader import Object
 from nodeagent.capture import cutting
 from nodeagent.capture.path_socket import PathSocket, unpack_listed
 from nodeagent.capture.pins import Pins
@@ -99,14 +101,14 @@ class PathMaps:
 
     def events(self) -> Ring:
         """The caller closes it. One reader at a time."""
-        return Ring(self._maps["events"].fd, loader.layout("qn_event"))
+        return Ring(self._maps["events"].fd, libbpf.layout("qn_event"))
 
     def sockets(self) -> list[PathSocket]:
         """Every socket of every pod that took a path and is still there."""
         if self._listing is None:
             self._listing = Object("listing", self._pins.maps)
-        raw = loader.iterate(self._listing.prog_fd("qn_listing"), self._maps["sockets"].fd)
-        size = loader.layout("qn_listed")
+        raw = descriptors.iterate(self._listing.prog_fd("qn_listing"), self._maps["sockets"].fd)
+        size = libbpf.layout("qn_listed")
         whole = len(raw) // size * size
         found = (unpack_listed(raw[at : at + size]) for at in range(0, whole, size))
         return [one for one in found if one is not None]

@@ -9,8 +9,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from nodeagent.bpf.descriptors import Link
 from nodeagent.bpf.layouts import SCHEMA_VERSION
-from nodeagent.bpf.loader import BpfError, Link
+from nodeagent.bpf.libbpf import BpfError
 from nodeagent.capture.errors import CaptureError
 from nodeagent.capture.mounts import BPFFS
 

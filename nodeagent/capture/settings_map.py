@@ -7,8 +7,8 @@ import struct
 import threading
 import time
 
+from nodeagent.bpf.descriptors import Map
 from nodeagent.bpf.layouts import AgentDown, Paths, QnSettings
-from nodeagent.bpf.loader import Map
 
 _KEY = struct.pack("=I", 0)
 _SWITCH = Paths.SHORTCUT | Paths.SHORTCUT_OFF

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nodeagent.bpf import loader
-from nodeagent.bpf.loader import Link, Map, Object
+from nodeagent.bpf import descriptors
+from nodeagent.bpf.descriptors import Link, Map
+from nodeagent.bpf.loader import Object
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def attach(pin_root: Path, cgroup: Path, settings: dict[str, bytes] | None = Non
     cgroup_fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with loaded(pin_root, settings) as join_fd:
-            return Link.attach(join_fd, cgroup_fd, loader.CGROUP_SOCK_OPS)
+            return Link.attach(join_fd, cgroup_fd, descriptors.CGROUP_SOCK_OPS)
     finally:
         os.close(cgroup_fd)
 
@@ -35,5 +36,5 @@ def attach(pin_root: Path, cgroup: Path, settings: dict[str, bytes] | None = Non
 def judge_messages(messages: Object) -> None:
     """Sockets that enter the map from now on are judged by these programs; those inside keep the ones they have."""
     with Map(os.dup(messages.map_fd("joinable"))) as joinable:
-        joinable.attach(messages.prog_fd("qn_shortcut"), loader.SK_MSG_VERDICT)
-        joinable.attach(messages.prog_fd("qn_inflow"), loader.SK_SKB_VERDICT)
+        joinable.attach(messages.prog_fd("qn_shortcut"), descriptors.SK_MSG_VERDICT)
+        joinable.attach(messages.prog_fd("qn_inflow"), descriptors.SK_SKB_VERDICT)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Self
 
+from nodeagent.bpf.descriptors import Map, Ring, iterate
 from nodeagent.bpf.layouts import Path, QnAddr, SockAddr, pack_addr, unpack_addr
-from nodeagent.bpf.loader import Map, Object, Ring, iterate
+from nodeagent.bpf.loader import Object
 from nodeagent.bpf.traffic_layouts import End, QnClosing, QnLive, QnTrack, QnTraffic, QnTrafficKey
 
 

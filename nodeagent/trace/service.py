@@ -22,7 +22,7 @@ from mesh.lifecycle import until_set
 from mesh.telemetry.lines import show, stamp
 from nodeagent.bpf.bcc_object import BccMissing
 from nodeagent.bpf.layouts import Role, SockAddr
-from nodeagent.bpf.loader import BpfError
+from nodeagent.bpf.libbpf import BpfError
 from nodeagent.bpf.traffic_layouts import TraceKind
 from nodeagent.telemetry.who import Who
 from nodeagent.trace.session import Question, Seen, Session

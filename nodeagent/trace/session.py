@@ -17,8 +17,8 @@ from pathlib import Path as FilePath
 from typing import Self
 
 from nodeagent.bpf.bcc_object import BccObject
+from nodeagent.bpf.descriptors import Link, Map, Ring
 from nodeagent.bpf.layouts import Address, Path, Role, SockAddr, pack_ip, unpack_addr
-from nodeagent.bpf.loader import Link, Map, Ring
 from nodeagent.bpf.traffic_layouts import QnTrace, TraceKind
 
 _serial = itertools.count()

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import ip_address
 
+from nodeagent.bpf.descriptors import Map
 from nodeagent.bpf.layouts import (
     Decision,
     EventKind,
@@ -19,7 +20,6 @@ from nodeagent.bpf.layouts import (
     pack_addr,
     pack_pod_address,
 )
-from nodeagent.bpf.loader import Map
 from nodeagent.capture.path_maps import PathEvent, pack_mesh_kind, pack_service, pack_verdict_key, unpack_event
 from nodeagent.capture.path_socket import PathSocket
 from nodeagent.capture.pins import pins_of

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.bpf.loader import Link
+from nodeagent.bpf.descriptors import Link
 from nodeagent.capture import CaptureSettings
 from nodeagent.capture.mounts import cgroup2_root
 from nodeagent.capture.pins import pins_of

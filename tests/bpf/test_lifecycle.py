@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.bpf import layouts, loader, probe
-from nodeagent.bpf.loader import Link, Map, Object
+from nodeagent.bpf import layouts, libbpf, probe
+from nodeagent.bpf.descriptors import Link, Map
+from nodeagent.bpf.loader import Object
 from nodeagent.capture import (
     Capture,
     CaptureError,
@@ -298,7 +299,7 @@ def test_instance_is_made_although_the_last_other_one_takes_the_root_along(monke
 
 
 def test_layouts_equal_the_btf_of_the_loaded_maps(mesh: Captured) -> None:
-    sizes = {name: loader.layout(name) for name in layouts.STRUCTS}
+    sizes = {name: libbpf.layout(name) for name in layouts.STRUCTS}
     wanted = {
         "sockets": (4, sizes["qn_socket"]),
         "pods": (8, sizes["qn_pod"]),

@@ -14,7 +14,9 @@ import pytest
 from mesh.protocol.messages import ListenerName
 from nodeagent.bpf import bcc_object
 from nodeagent.bpf.bcc_object import BccMissing, BccObject
-from nodeagent.bpf.loader import BpfError, Loaded, Map, MapInfo, Object, program_info
+from nodeagent.bpf.descriptors import Map, MapInfo, program_info
+from nodeagent.bpf.libbpf import BpfError
+from nodeagent.bpf.loader import Loaded, Object
 from nodeagent.capture import CaptureError, CaptureSettings, purge
 from nodeagent.capture.mounts import BPFFS
 from nodeagent.kernel import CaptureKernel

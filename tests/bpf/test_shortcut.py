@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.bpf import loader
+from nodeagent.bpf import descriptors
+from nodeagent.bpf.descriptors import Link, Map
 from nodeagent.bpf.layouts import Counter
-from nodeagent.bpf.loader import Link, Map, Object
+from nodeagent.bpf.loader import Object
 from nodeagent.capture import shortcut, trial
 from nodeagent.capture.joined import Joined, Pair
 from nodeagent.capture.mounts import BPFFS, cgroup2_root
@@ -397,8 +398,8 @@ def tenant(directory: Path) -> Iterator[Map]:
         held.callback(os.close, root)
         loaded = held.enter_context(Object("tenant_sockets", BPFFS, directory=directory))
         with Map(os.dup(loaded.map_fd("tenant_sockets"))) as sockets:
-            sockets.attach(loaded.prog_fd("tenant_count"), loader.SK_MSG_VERDICT)
-        held.enter_context(Link.attach(loaded.prog_fd("tenant_join"), root, loader.CGROUP_SOCK_OPS))
+            sockets.attach(loaded.prog_fd("tenant_count"), descriptors.SK_MSG_VERDICT)
+        held.enter_context(Link.attach(loaded.prog_fd("tenant_join"), root, descriptors.CGROUP_SOCK_OPS))
         yield held.enter_context(Map(os.dup(loaded.map_fd("tenant_numbers"))))
 
 
@@ -452,7 +453,7 @@ def test_trial_refuses_a_kernel_that_does_not_hold_back() -> None:
 def test_trial_refuses_a_kernel_that_miscounts_or_misorders(monkeypatch: pytest.MonkeyPatch) -> None:
     def without_inflow(loaded: Object) -> None:
         with Map(os.dup(loaded.map_fd("joinable"))) as joinable:
-            joinable.attach(loaded.prog_fd("qn_shortcut"), loader.SK_MSG_VERDICT)
+            joinable.attach(loaded.prog_fd("qn_shortcut"), descriptors.SK_MSG_VERDICT)
 
     monkeypatch.setattr(shortcut, "judge_messages", without_inflow)
     with Joined() as rig:

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from nodeagent.bpf.descriptors import Map
 from nodeagent.bpf.layouts import Path, QnJoin, SameNode
-from nodeagent.bpf.loader import Map
 from nodeagent.capture import trial
 from nodeagent.capture.pins import pins_of
 from nodeagent.capture.trial import Trial

@@ -13,9 +13,10 @@ from pathlib import Path as FilePath
 
 import pytest
 
-from nodeagent.bpf import loader
+from nodeagent.bpf import descriptors
+from nodeagent.bpf.descriptors import Link, Map
 from nodeagent.bpf.layouts import Counter, Path, QnAddr, QnSocket, SockAddr, pack_addr
-from nodeagent.bpf.loader import Link, Map, Object
+from nodeagent.bpf.loader import Object
 from nodeagent.bpf.traffic_layouts import TRAFFIC_MAX, End, QnTraffic, QnTrafficKey
 from nodeagent.capture.mounts import BPFFS, cgroup2_root
 from nodeagent.telemetry.kernel import Flow, Totals, TrafficMaps
@@ -81,7 +82,7 @@ def watched(world: World) -> Iterator[Watched]:
     root = os.open(cgroup2_root(), os.O_RDONLY | os.O_DIRECTORY)
     try:
         with Object("flows", pins) as flows:
-            with Link.attach(flows.prog_fd("qn_flows"), root, loader.CGROUP_SOCK_OPS):
+            with Link.attach(flows.prog_fd("qn_flows"), root, descriptors.CGROUP_SOCK_OPS):
                 made = Watched(pins, world)
                 yield made
                 made.close()

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from nodeagent.bpf.descriptors import Link, Map
 from nodeagent.bpf.layouts import Path as Taken
-from nodeagent.bpf.loader import Link, Map, Object
+from nodeagent.bpf.loader import Object
 from nodeagent.capture.mounts import BPFFS, cgroup2_root
 from tests.bpf.paths import Publisher
 from tests.bpf.test_paths import OUTSIDE, port_of

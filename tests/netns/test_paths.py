@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from nodeagent.bpf.descriptors import Map
 from nodeagent.bpf.layouts import pack_pod_address
-from nodeagent.bpf.loader import Map
 from nodeagent.cli.main import main
 from nodeagent.playground.names import BPF_ROOT
 from tests.netns.test_policy import sources
