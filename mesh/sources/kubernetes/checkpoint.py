@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the API has told, in a file of this node: a program that starts while the API is away goes by it.
 
-The file is a list of lines ``<check> <JSON>``: a header, then objects (``{"put": object}``) and names of those that
-are gone (``{"drop": [kind, namespace, name]}``), in the order in which they count. ``check`` is the start of SHA-256
-over the check before it and the JSON, so a line that was changed, lost or moved spoils all that follows; a file that
-does not check is not used at all. A last line without its end is what a crash leaves, and was never acted upon.
+The file is a seal and a list of lines ``<check> <JSON>``: a header, then objects (``{"put": object}``) and names of
+those that are gone (``{"drop": [kind, namespace, name]}``), in the order in which they count. ``check`` is the start of
+SHA-256 over the check before it and the JSON, so a line that was changed, lost or moved spoils all that follows; a file
+that does not check is not used at all. The seal, the file's first bytes, is the check of the last line that was written
+before anybody acted upon it: a file that ends before that line has lost some. Lines behind it, the last one perhaps
+without its end, are what a crash leaves, and were never acted upon.
 
 Only root's own file, which nobody else may read, is believed, for MAX_AGE_S after the API was last heard. It belongs
 under /run: a reboot empties it, and with it what was true before.
@@ -29,10 +31,12 @@ from mesh.sources.kubernetes.api import Raw
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = 2
 MAX_BYTES = 256 << 20
 """A pod takes about 650 bytes."""
 MAX_LINE = 8 << 20
+CHECK = 32
+"""Characters of a check; the seal is one and a space."""
 MAX_AGE_S = 86_400.0
 AHEAD_S = 300.0
 """A file that is younger than now by more than this was written by another clock."""
@@ -144,6 +148,7 @@ class Checkpoint:
         self._file = os.fdopen(fd, "wb")
         self._check, self._size = b"", 0
         try:
+            self._size += self._file.write(b"%s " % (b"-" * CHECK))
             self._put(self._file, {"schema": SCHEMA, "began": self._began})
             self._append(self._file, lines)
             fresh.rename(self.path)
@@ -164,6 +169,7 @@ class Checkpoint:
             if self._size > self._max:
                 break
         file.flush()
+        os.pwrite(file.fileno(), self._check, 0)
 
     def _put(self, file: BinaryIO, content: Raw) -> None:
         text = json.dumps(content, separators=(",", ":")).encode()
@@ -179,7 +185,7 @@ class Checkpoint:
 
 
 def _check(before: bytes, text: bytes) -> bytes:
-    return hashlib.sha256(before + text).hexdigest()[:32].encode()
+    return hashlib.sha256(before + text).hexdigest()[:CHECK].encode()
 
 
 def _believed(found: os.stat_result, path: Path, most: int) -> float:
@@ -195,17 +201,20 @@ def _believed(found: os.stat_result, path: Path, most: int) -> float:
 
 
 def _lines(file: BinaryIO, path: Path) -> Iterator[Raw]:
-    """Raises CheckpointError at the first that does not check."""
+    """Raises CheckpointError at the first that does not check, or when those up to the seal are not all there."""
+    seal = file.read(CHECK + 1)[:-1]
     check = b""
+    is_whole = False
     for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
         if not line.endswith(b"\n"):
             if len(line) == MAX_LINE:
                 raise CheckpointError(f"{path}:{number}: too long")
-            return
+            break
         told, _, text = line[:-1].partition(b" ")
         check = _check(check, text)
         if told != check:
             raise CheckpointError(f"{path}:{number}: was changed after it was written")
+        is_whole = is_whole or check == seal
         try:
             found = json.loads(text)
         except ValueError as error:
@@ -213,6 +222,8 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[Raw]:
         if not isinstance(found, dict):
             raise CheckpointError(f"{path}:{number}: not an object")
         yield found
+    if not is_whole:
+        raise CheckpointError(f"{path}: lines are missing at its end")
 
 
 def _line(line: Raw, path: Path) -> Line:

@@ -209,8 +209,34 @@ def test_line_that_a_crash_cut_off_is_left_out(file: Checkpoint) -> None:
     longer = file.path.read_bytes()
 
     for end in range(len(whole), len(longer)):
-        file.path.write_bytes(longer[:end])
+        file.path.write_bytes(whole + longer[len(whole) : end])
         assert names(Checkpoint(file.path)) == ["a", "b"]
+
+
+def test_line_that_was_acted_upon_is_missed_wherever_the_file_ends(file: Checkpoint) -> None:
+    whole = file.path.stat().st_size
+    file.write([line("c")], list)
+    longer = file.path.read_bytes()
+
+    for end in range(whole, len(longer)):
+        file.path.write_bytes(longer[:end])
+        with pytest.raises(CheckpointError, match="missing at its end"):
+            Checkpoint(file.path).load(as_it_is)
+
+
+def test_program_that_dies_before_it_seals_leaves_what_can_be_used(
+    file: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as dying:
+        dying.setattr(os, "pwrite", lambda *_: 0)
+        file.write([line("c")], list)
+    assert names(Checkpoint(file.path)) == ["a", "b", "c"]
+
+    file.write([line("d")], list)
+    file.path.write_bytes(file.path.read_bytes().rpartition(b"\n")[0].rpartition(b"\n")[0] + b"\n")
+
+    with pytest.raises(CheckpointError, match="missing at its end"):
+        Checkpoint(file.path).load(as_it_is)
 
 
 def test_file_of_others_or_of_another_time_is_not_believed(file: Checkpoint) -> None:
