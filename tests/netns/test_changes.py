@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,16 +162,17 @@ async def test_changed_command_makes_a_new_pod_with_the_same_address(mesh: Playg
 
 
 def test_down_leaves_nothing(tmp_path: Path) -> None:
+    escaped = str(10**9 + secrets.randbelow(10**9))  # seconds: of this run alone
     mesh = Playground.start(
         namespace("town", meshed=True),
         pod("town/client", "n1"),
-        pod("town/escaping", "n2", command=["sh", "-c", "setsid sleep 3456789 & exec sleep infinity"]),
+        pod("town/escaping", "n2", command=["sh", "-c", f"setsid sleep {escaped} & exec sleep infinity"]),
     )
     name = mesh.paths.name
     pids = [p["process"]["pid"] for p in mesh.status()["programs"] if p["process"]]
     mesh.close()
 
-    assert remains(name) == []
+    assert remains(name, escaped) == []
     assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
 
 
@@ -185,17 +187,18 @@ def test_down_after_a_crash_leaves_nothing() -> None:
     assert remains(mesh.paths.name) == []
 
 
-def remains(name: str) -> list[str]:
-    """Whatever on this machine carries the mesh's name."""
+def remains(name: str, *words: str) -> list[str]:
+    """Whatever on this machine carries the mesh's name, and processes with one of ``words`` in their command line."""
     found = [str(p) for p in Path("/run/netns").glob(f"qn-{name}-*")]
     found += [str(p) for p in Path("/run/qanat").glob(f"*{name}*")]
     found += [str(p) for p in Path("/sys/fs/bpf/qanat").glob(f"{name}-*")]
+    names = {one.encode() for one in (name, *words)}
     for proc in Path("/proc").iterdir():
         if proc.name.isdigit():
             try:
-                words = (proc / "cmdline").read_bytes().split(b"\0")
+                said = (proc / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if name.encode() in words or b"3456789" in words:
-                found.append(f"{proc.name} {b' '.join(words).decode()}")
+            if not names.isdisjoint(said):
+                found.append(f"{proc.name} {b' '.join(said).decode()}")
     return found
