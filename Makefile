@@ -19,7 +19,7 @@ FUZZ_SECONDS ?= 20
 ##@ Everyday
 .PHONY: help
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' Makefile
 
 .PHONY: demo
 demo: export GOAL = demo
@@ -45,10 +45,12 @@ test-k8s: build ## on a real Kubernetes of two nodes (compiled once, from Go mod
 	@tools/k8s.sh
 	@$(PY) tools/tiers.py k8s k8s-e2e k8s-e2e-apart
 
-.PHONY: test-k8s-e2e
-test-k8s-e2e: build ## the part of it that needs two nodes
+.PHONY: test-k8s-e2e test-k8s-e2e-apart
+test-k8s-e2e test-k8s-e2e-apart: build
 	@tools/k8s.sh
-	@$(PY) tools/tiers.py k8s-e2e
+	@$(PY) tools/tiers.py $(@:test-%=%)
+test-k8s-e2e: ## the part of it that needs two nodes
+test-k8s-e2e-apart: ## likewise, on a cluster of their own: tests that boot nodes, reinstall and replace the mesh
 
 .PHONY: test-k8s-api
 test-k8s-api: build ## the part of it that needs etcd and kube-apiserver alone
