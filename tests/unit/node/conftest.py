@@ -1,0 +1,20 @@
+"""An agent of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.node.agent import Agent, start_agent
+from tests.unit.node.doubles import FakeKernel
+
+
+@pytest.fixture
+async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
+    kernel = FakeKernel()
+    found = await start_agent(tmp_path, kernel)
+    yield found
+    await found.stop()
+    kernel.close()
