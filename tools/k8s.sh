@@ -35,21 +35,21 @@ fi
 command -v go >/dev/null && { tools/helm.sh >/dev/null ||
 	say "NOT RUN: tests that render the Helm chart: helm could not be compiled (see above)"; }
 
-bin=$(tests/k8s/cluster/binaries/build.sh --where)
+build=tests/k8s/cluster/binaries/build.sh
 programs=(kube-apiserver)
 # Without root or both cgroup versions there can be no nodes: the tests say so themselves.
 if [ "${1:-}" != kube-apiserver ] && [ "$(id -u)" = 0 ] && [ -e /sys/fs/cgroup/unified/cgroup.procs ]; then
-	programs+=(kube-controller-manager kube-scheduler kubelet kube-proxy)
+	programs+=(kube-controller-manager kube-scheduler kubelet kube-proxy coredns)
 	command -v kubectl >/dev/null || programs+=(kubectl)
 fi
 absent=()
 for program in "${programs[@]}"; do
-	[ -x "$bin/$program" ] || absent+=("$program")
+	[ -x "$($build --where "$program")" ] || absent+=("$program")
 done
 [ ${#absent[@]} -gt 0 ] || exit 0
 if ! command -v go >/dev/null; then
 	say "NOT RUN: tests against Kubernetes: no Go toolchain (go 1.26 compiles ${absent[*]})"
 	exit 0
 fi
-tests/k8s/cluster/binaries/build.sh "${absent[@]}" >/dev/null ||
+$build "${absent[@]}" >/dev/null ||
 	say "NOT RUN: tests against Kubernetes: not all of ${absent[*]} could be compiled (see above)"

@@ -13,13 +13,13 @@ import signal
 import subprocess
 import sys
 
-from tests.k8s.cluster import cluster, images, machine
+from tests.k8s.cluster import cluster, images, machine, node
 
 
 def main(arguments: list[str]) -> int:
     match arguments:
         case ["up", *options]:
-            nodes = cluster.NODES[:1] if "--one" in options else cluster.NODES
+            nodes = node.NODES[:1] if "--one" in options else node.NODES
             with cluster.running(images.build(), nodes) as made:
                 print(made.kubectl("get", "nodes", "-o", "wide"), flush=True)
                 for number in (signal.SIGINT, signal.SIGTERM):  # the former is ignored in a shell's background
@@ -34,8 +34,8 @@ def main(arguments: list[str]) -> int:
         case ["kubectl", *rest]:
             process: subprocess.Popen[bytes] = cluster.Cluster().kubectl_started(*rest)
             return process.wait()
-        case ["on", node, *argv]:
-            done = cluster.Cluster().on(node, *argv, check=False)
+        case ["on", name, *argv]:
+            done = cluster.Cluster().on(name, *argv, check=False)
             print(done.stdout + done.stderr, end="")
             return done.returncode
         case _:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Kubernetes cluster of real programs on this machine: a control plane in a network namespace, nodes in namespaces
-and control groups of their own, joined by a bridge. Addresses are of 198.18.0.0/15 and exist only in there.
+and control groups of their own, joined by a bridge, in both families (addresses.py), with a DNS (names.py).
 
 `up()` takes about 15 seconds; `down()` ends exactly what was started, also of a run that crashed.
 """
@@ -13,60 +13,19 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.k8s import apiserver
-from tests.k8s.cluster import control, machine, node
-from tests.k8s.cluster.control import GATEWAY, Credentials
-from tests.k8s.cluster.machine import NAME, Unfit
-
-HOME = Path("/var/tmp", NAME)
-CONTROL = f"{NAME}-control"
-READY_S = 120.0
-PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
-TOOLS = ("etcd", "containerd", "ctr", "runc", "conntrack", "iptables", "nft", "ip", "nsenter", "unshare")
+from tests.k8s.cluster import control, machine, names, node_files, programs, waiting
+from tests.k8s.cluster.addresses import GATEWAY, GATEWAY6
+from tests.k8s.cluster.control import Credentials
+from tests.k8s.cluster.machine import CONTROL, HOME
+from tests.k8s.cluster.node import NODES, Node
+from tests.k8s.cluster.waiting import READY_S
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    name: str
-    address: str
-
-    @property
-    def cgroup(self) -> str:
-        return f"{NAME}-{self.name}"
-
-    @property
-    def directory(self) -> Path:
-        return HOME / self.name
-
-
-NODES = (Node("n1", "198.18.0.11"), Node("n2", "198.18.0.12"))
-
-
-def programs() -> Path:
-    """Raises Unfit with what is missing and how to get it."""
-    try:
-        found = apiserver.programs()
-    except apiserver.Missing as error:
-        raise Unfit(str(error)) from None
-    absent = [name for name in PROGRAMS if not (found / name).exists()]
-    absent += [name for name in TOOLS if not shutil.which(name)]
-    if not (found / "kubectl").exists() and not shutil.which("kubectl"):
-        absent.append("kubectl")
-    if not Path("/usr/lib/cni/bridge").exists():
-        absent.append("CNI plugins (/usr/lib/cni)")
-    if absent:
-        raise Unfit(f"missing: {', '.join(absent)} (tools/k8s.sh installs and compiles them)")
-    machine.hierarchies()
-    return found
 
 
 class Cluster:
@@ -74,8 +33,8 @@ class Cluster:
 
     def __init__(self, nodes: tuple[Node, ...] = NODES) -> None:
         self.nodes = nodes
-        self._programs = programs()
-        self._kubectl = next(p for p in (self._programs / "kubectl", Path(shutil.which("kubectl") or "")) if p.exists())
+        found = programs.find()
+        self._programs, self._kubectl = found.directory, found.kubectl
 
     @property
     def kubeconfig(self) -> Path:
@@ -115,37 +74,16 @@ class Cluster:
 
     def started_on(self, name: str, *argv: str, **options: Any) -> subprocess.Popen[Any]:
         """Beside us; the caller ends it."""
-        target = next(one for one in self.nodes if one.name == name)
-        enter = [
-            "nsenter",
-            "-t",
-            str(_pid(target)),
-            "-m",
-            "-n",
-            "-u",
-            "-i",
-            "-C",
-            "-p",
-            "--wd=/",
-            "setpriv",
-            "--pdeathsig",
-            "KILL",
-        ]
-        return subprocess.Popen(
-            [*enter, *argv],
-            stdin=options.pop("stdin", subprocess.DEVNULL),
-            preexec_fn=lambda: machine.enter_cgroup(target.cgroup),
-            **options,
-        )
+        return next(one for one in self.nodes if one.name == name).started(*argv, **options)
 
     def up(self, images: tuple[Path, ...], proxy_mode: str = "nftables") -> None:
-        """Raises AssertionError with what is not ready."""
+        """Raises AssertionError with what is not ready. Names are there a few seconds later."""
         credentials = Credentials(HOME / "pki")
         self._start_control(credentials)
         for one in self.nodes:
             self._start_node(one, credentials, images, proxy_mode)
-        cidrs = {one: self._pod_cidr(one) for one in self.nodes}
-        self._route(cidrs)
+        self._route({one: self._pod_cidrs(one) for one in self.nodes})
+        self.apply(*names.objects())
         self.kubectl("wait", "--for=condition=Ready", "node", "--all", f"--timeout={READY_S:.0f}s")
 
     def _start_control(self, credentials: Credentials) -> None:
@@ -154,8 +92,9 @@ class Cluster:
         machine.ip("link", "set", "lo", "up", netns=CONTROL)
         machine.ip("link", "add", "br0", "type", "bridge", netns=CONTROL)
         machine.ip("addr", "add", f"{GATEWAY}/24", "dev", "br0", netns=CONTROL)
+        machine.ip("addr", "add", f"{GATEWAY6}/64", "dev", "br0", "nodad", netns=CONTROL)
         machine.ip("link", "set", "br0", "up", netns=CONTROL)
-        self.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        self.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
         etcd = HOME / "etcd"
         etcd.mkdir(mode=0o700)
         _start("etcd", control.etcd(etcd))
@@ -182,43 +121,25 @@ class Cluster:
         self.until(lambda: self.kubectl("get", "--raw", "/readyz", check=False) == "ok", "the API is ready")
 
     def _start_node(self, one: Node, credentials: Credentials, images: tuple[Path, ...], proxy_mode: str) -> None:
-        credentials.add_node(one.name, one.address)
-        node.write(one.directory, one.name, credentials, images, proxy_mode)
-        self._boot(one)
-
-    def _boot(self, one: Node) -> None:
-        machine.make_cgroup(one.cgroup)
-        script = Path(__file__).with_name("node.sh")
-        namespaces = ["unshare", "-m", "-n", "-u", "-i", "-C", "-p", "-f", "--propagation", "private"]
-        with (one.directory / "node.log").open("wb") as log:
-            subprocess.Popen(
-                [*namespaces, str(script), one.name, one.address, GATEWAY, str(one.directory), str(self._programs)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=lambda: machine.enter_cgroup(one.cgroup),
-            )
-        self.until((one.directory / "namespaces-ready").exists, f"{one.name} has its namespaces")
-        link = f"to-{one.name}"
-        with contextlib.suppress(subprocess.CalledProcessError):  # of the namespace before a reboot, not quite gone yet
-            machine.ip("link", "delete", link, netns=CONTROL)
-        machine.ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(_pid(one)), netns=CONTROL)
-        machine.ip("link", "set", link, "master", "br0", "up", netns=CONTROL)
+        credentials.add_node(one.name, *one.addresses)
+        node_files.write(one.directory, one.name, credentials, images, proxy_mode)
+        one.boot(self._programs)
 
     def reboot(self, name: str) -> None:
         """All of a node's processes die at once; what is on its disk stays, /run, bpffs and control groups are new.
         Returns when its programs have been started."""
         one = next(one for one in self.nodes if one.name == name)
-        cidrs = {other: self._pod_cidr(other) for other in self.nodes if other is not one}
+        cidrs = {other: self._pod_cidrs(other) for other in self.nodes if other is not one}
         machine.end_cgroup(one.cgroup)
         (one.directory / "namespaces-ready").unlink()
         before = machine.sysctls()
         try:
-            self._boot(one)
-            self.until(lambda: self.on(name, "ip", "route", check=False).stdout.count("default"), f"{name} has a route")
-            for other, cidr in cidrs.items():
-                self.on(name, "ip", "route", "add", cidr, "via", other.address)
+            one.boot(self._programs)
+            self.until(
+                lambda: self.on(name, "ip", "-6", "route", check=False).stdout.count("default"), f"{name}: routes"
+            )
+            for other, theirs in cidrs.items():
+                self._route_to(other, theirs, one)
             self.until(self._renews(name, self._lease(name)), f"kubelet of {name} is back")
         finally:
             machine.restore_sysctls(before)
@@ -227,7 +148,7 @@ class Cluster:
         """kube-proxy of every node in this mode from now on. Returns when its rules are in force, and those alone.
         It ends by itself when its file changes, and node.sh starts it again."""
         for one in self.nodes:
-            node.write_proxy(one.directory, one.name, HOME / "pki" / "proxy.kubeconfig", mode)
+            node_files.write_proxy(one.directory, one.name, HOME / "pki" / "proxy.kubeconfig", mode)
         for one in self.nodes:
             self.until(lambda one=one: self._proxy_modes(one.name) == [mode], f"kube-proxy of {one.name}: {mode}")  # type: ignore[misc]
 
@@ -246,28 +167,29 @@ class Cluster:
     def _renews(self, name: str, old: str) -> Callable[[], bool]:
         return lambda: self._lease(name) not in ("", old)
 
-    def _pod_cidr(self, one: Node) -> str:
-        def ask() -> str:
-            return self.kubectl("get", "node", one.name, "-o", "jsonpath={.spec.podCIDR}", check=False)
+    def _pod_cidrs(self, one: Node) -> tuple[str, ...]:
+        def ask() -> tuple[str, ...]:
+            asked = ("get", "node", one.name, "-o", "jsonpath={.spec.podCIDRs[*]}")
+            return tuple(self.kubectl(*asked, check=False).split())
 
         return self.until(ask, f"{one.name} is registered")
 
-    def _route(self, cidrs: dict[Node, str]) -> None:
-        for one, cidr in cidrs.items():
-            machine.ip("route", "add", cidr, "via", one.address, netns=CONTROL)
+    def _route(self, cidrs: dict[Node, tuple[str, ...]]) -> None:
+        for one, theirs in cidrs.items():
+            for cidr, via in zip(theirs, one.addresses, strict=True):
+                machine.ip("route", "add", cidr, "via", via, netns=CONTROL)
             for other in self.nodes:
                 if other is not one:
-                    self.on(other.name, "ip", "route", "add", cidr, "via", one.address)
-            node.write_network(one.directory, cidr)
+                    self._route_to(one, theirs, other)
+            node_files.write_network(one.directory, theirs)
+
+    def _route_to(self, one: Node, cidrs: tuple[str, ...], at: Node) -> None:
+        for cidr, via in zip(cidrs, one.addresses, strict=True):
+            self.on(at.name, "ip", "route", "add", cidr, "via", via)
 
     def until(self, ask: Callable[[], T], what: str, seconds: float = READY_S) -> T:
         """What `ask` answers once it is true. Raises AssertionError with the logs' ends."""
-        end = time.monotonic() + seconds
-        while not (found := ask()):
-            if time.monotonic() > end:
-                raise AssertionError(f"not in {seconds:.0f} s: {what}; last: {found!r}\n{log_tails()}")
-            time.sleep(0.1)
-        return found
+        return waiting.until(ask, what, seconds)
 
 
 _IN_CONTROL = ("nsenter", f"--net=/run/netns/{CONTROL}", "--")
@@ -291,25 +213,6 @@ def _start(name: str, argv: list[str]) -> None:
             start_new_session=True,
             preexec_fn=lambda: machine.enter_cgroup(CONTROL),
         )
-
-
-def _pid(one: Node) -> int:
-    """Of the node's first process, the child of `unshare`."""
-    procs = (machine.CGROUPS / "unified" / one.cgroup / "cgroup.procs").read_text().split()
-    for pid in map(int, procs):
-        with contextlib.suppress(OSError):
-            status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-            if status["NSpid"].split()[1:] == ["1"]:
-                return pid
-    raise AssertionError(f"{one.name} does not run:\n{log_tails()}")
-
-
-def log_tails(lines: int = 6) -> str:
-    found = []
-    for path in sorted([*HOME.glob("*.log"), *HOME.glob("*/*.log")]):
-        tail = path.read_text(errors="replace").splitlines()[-lines:]
-        found.append("\n".join([f"--- {path}", *(line[:300] for line in tail)]))
-    return "\n".join(found)
 
 
 def clean() -> None:

@@ -10,11 +10,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.k8s.apiserver import Pki
+from tests.k8s.cluster.addresses import API_SERVICE, GATEWAY, PODS, SERVICES
 
-GATEWAY = "198.18.0.1"
 SERVER = f"https://{GATEWAY}:6443"
-SERVICES = "198.18.64.0/20"
-PODS = "198.19.0.0/16"
 _API_NAMES = (
     "kubernetes",
     "kubernetes.default",
@@ -23,7 +21,7 @@ _API_NAMES = (
     "localhost",
     "127.0.0.1",
     GATEWAY,
-    "198.18.64.1",
+    API_SERVICE,
 )
 _CLIENTS = {  # file: (user, group)
     "admin": ("admin", "system:masters"),
@@ -50,12 +48,12 @@ class Credentials:
         form, none = serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
         (directory / "accounts.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, form, none))
 
-    def add_node(self, name: str, address: str) -> None:
+    def add_node(self, name: str, *addresses: str) -> None:
         user = f"system:node:{name}"
         self._pki.issue(name, "system:nodes", common_name=user)
         self._write_kubeconfig(name)
         self._pki.issue(
-            f"{name}-serving", "system:nodes", common_name=user, server=True, serves=(name, address, "127.0.0.1")
+            f"{name}-serving", "system:nodes", common_name=user, server=True, serves=(name, *addresses, "127.0.0.1")
         )
 
     def kubeconfig(self, name: str) -> Path:
@@ -119,7 +117,7 @@ def api_server(programs: Path, pki: Path) -> list[str]:
                 "service-account-issuer": "https://kubernetes.default.svc.cluster.local",
                 "service-account-key-file": pki / "accounts.key",
                 "service-account-signing-key-file": pki / "accounts.key",
-                "service-cluster-ip-range": SERVICES,
+                "service-cluster-ip-range": ",".join(SERVICES),
                 "authorization-mode": "Node,RBAC",
                 "anonymous-auth": False,
                 "allow-privileged": True,
@@ -158,9 +156,10 @@ def controller_manager(programs: Path, credentials: Credentials) -> list[str]:
                 "cluster-signing-key-file": pki / "ca.key",
                 "client-ca-file": pki / "ca.crt",
                 "allocate-node-cidrs": True,
-                "cluster-cidr": PODS,
-                "service-cluster-ip-range": SERVICES,
-                "node-cidr-mask-size": 24,
+                "cluster-cidr": ",".join(PODS),
+                "service-cluster-ip-range": ",".join(SERVICES),
+                "node-cidr-mask-size-ipv4": 24,
+                "node-cidr-mask-size-ipv6": 64,
             }
         ),
     ]

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from daemonset.images import oci
-from tests.k8s.cluster.node import PAUSE
+from tests.k8s.cluster import programs
+from tests.k8s.cluster.names import COREDNS
+from tests.k8s.cluster.node_files import PAUSE
 
 ROOT = Path(__file__).resolve().parents[3]
 BUILT = ROOT / "build" / "images"
@@ -22,7 +25,19 @@ def build() -> tuple[Path, ...]:
     subprocess.run(
         [sys.executable, str(ROOT / "daemonset/images/local.py"), f"--name={QANAT}", f"--to={ours}"], check=True
     )
-    return pause, ours
+    return pause, build_names(), ours
+
+
+def build_names() -> Path:
+    """CoreDNS, as in programs.find()."""
+    found = programs.find().coredns
+    names = BUILT / f"{found.parent.name}.tar"
+    if not names.exists():
+        BUILT.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as directory:
+            shutil.copy(found, directory)
+            oci.write(oci.Image(COREDNS, entrypoint=("/coredns",)), Path(directory), names)
+    return names
 
 
 def build_pause() -> Path:

@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import TextIO
 
 NAME = os.environ.get("QANAT_K8S_NAME", "qanat-k8s")
+HOME = Path("/var/tmp", NAME)
+CONTROL = f"{NAME}-control"
+"""The network namespace and control group of the control plane."""
 CGROUPS = Path("/sys/fs/cgroup")
 LOCK = Path("/run/lock", NAME)
 SYSCTLS = Path("/run/lock/qanat-k8s-sysctls")

@@ -1,106 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node's programs read, as files in the node's directory."""
+"""A node: a process tree with namespaces and a control group of its own."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import subprocess
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import yaml
-
-from tests.k8s.cluster.control import PODS, Credentials
-
-PAUSE = "localhost/pause:1"
-_CRI = "io.containerd.grpc.v1.cri"
-_CONTAINERD = f"""version = 2
-root = "/var/lib/containerd"
-state = "/run/containerd"
-[grpc]
-  address = "/run/containerd/containerd.sock"
-[plugins."{_CRI}"]
-  sandbox_image = "{PAUSE}"
-  disable_apparmor = true
-  restrict_oom_score_adj = true
-  [plugins."{_CRI}".cni]
-    bin_dir = "/opt/cni/bin"
-    conf_dir = "/etc/cni/net.d"
-  [plugins."{_CRI}".containerd]
-    snapshotter = "overlayfs"
-    default_runtime_name = "runc"
-    [plugins."{_CRI}".containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-"""
+from tests.k8s.cluster import machine
+from tests.k8s.cluster.addresses import GATEWAY, GATEWAY6
+from tests.k8s.cluster.machine import CONTROL, HOME, NAME
+from tests.k8s.cluster.waiting import log_tails, until
 
 
-def write(directory: Path, name: str, credentials: Credentials, images: tuple[Path, ...], proxy_mode: str) -> None:
-    pki = credentials.directory
-    (directory / "images").mkdir(parents=True)
-    for image in images:
-        (directory / "images" / image.name).symlink_to(image)
-    (directory / "containerd.toml").write_text(_CONTAINERD)
-    (directory / "kubelet.kubeconfig").write_text(credentials.kubeconfig(name).read_text())
-    (directory / "resolv.conf").write_text("nameserver 127.0.0.1\n")
-    kubelet = {
-        "apiVersion": "kubelet.config.k8s.io/v1beta1",
-        "kind": "KubeletConfiguration",
-        "authentication": {
-            "anonymous": {"enabled": False},
-            "webhook": {"enabled": True},
-            "x509": {"clientCAFile": f"{pki}/ca.crt"},
-        },
-        "authorization": {"mode": "Webhook"},
-        "tlsCertFile": f"{pki}/{name}-serving.crt",
-        "tlsPrivateKeyFile": f"{pki}/{name}-serving.key",
-        "cgroupDriver": "cgroupfs",
-        "failCgroupV1": False,
-        "failSwapOn": False,
-        "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},  # what a test kills is soon back
-        "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
-        "clusterDomain": "cluster.local",
-        "resolvConf": f"{directory}/resolv.conf",
-        "imageGCHighThresholdPercent": 100,
-        "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
-    }
-    (directory / "kubelet.yaml").write_text(yaml.safe_dump(kubelet))
-    write_proxy(directory, name, credentials.kubeconfig("proxy"), proxy_mode)
+@dataclass(frozen=True, slots=True)
+class Node:
+    name: str
+    address: str
+    address6: str
+
+    @property
+    def addresses(self) -> tuple[str, str]:
+        return self.address, self.address6
+
+    @property
+    def cgroup(self) -> str:
+        return f"{NAME}-{self.name}"
+
+    @property
+    def directory(self) -> Path:
+        return HOME / self.name
+
+    def boot(self, programs: Path) -> None:
+        """Its files are written. Returns when it is on the bridge."""
+        machine.make_cgroup(self.cgroup)
+        script = Path(__file__).with_name("node.sh")
+        namespaces = ["unshare", "-m", "-n", "-u", "-i", "-C", "-p", "-f", "--propagation", "private"]
+        network = [self.address, self.address6, GATEWAY, GATEWAY6]
+        with (self.directory / "node.log").open("wb") as log:
+            subprocess.Popen(
+                [*namespaces, str(script), self.name, *network, str(self.directory), str(programs)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=lambda: machine.enter_cgroup(self.cgroup),
+            )
+        until((self.directory / "namespaces-ready").exists, f"{self.name} has its namespaces")
+        link = f"to-{self.name}"
+        with contextlib.suppress(subprocess.CalledProcessError):  # of the namespace before a reboot, not quite gone yet
+            machine.ip("link", "delete", link, netns=CONTROL)
+        there = ("peer", "name", "eth0", "netns", str(self._pid()))
+        machine.ip("link", "add", link, "type", "veth", *there, netns=CONTROL)
+        machine.ip("link", "set", link, "master", "br0", "up", netns=CONTROL)
+
+    def started(self, *argv: str, **options: Any) -> subprocess.Popen[Any]:
+        """In all of its namespaces and its control group, as its root; the caller ends it."""
+        namespaces = ["-m", "-n", "-u", "-i", "-C", "-p", "--wd=/"]
+        enter = ["nsenter", "-t", str(self._pid()), *namespaces, "setpriv", "--pdeathsig", "KILL"]
+        return subprocess.Popen(
+            [*enter, *argv],
+            stdin=options.pop("stdin", subprocess.DEVNULL),
+            preexec_fn=lambda: machine.enter_cgroup(self.cgroup),
+            **options,
+        )
+
+    def _pid(self) -> int:
+        """Of its first process, the child of `unshare`."""
+        procs = (machine.CGROUPS / "unified" / self.cgroup / "cgroup.procs").read_text().split()
+        for pid in map(int, procs):
+            with contextlib.suppress(OSError):
+                status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+                if status["NSpid"].split()[1:] == ["1"]:
+                    return pid
+        raise AssertionError(f"{self.name} does not run:\n{log_tails()}")
 
 
-def write_proxy(directory: Path, name: str, kubeconfig: Path, mode: str) -> None:
-    """``mode``: nftables or iptables."""
-    proxy = {
-        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
-        "kind": "KubeProxyConfiguration",
-        "mode": mode,
-        "hostnameOverride": name,
-        "clientConnection": {"kubeconfig": str(kubeconfig)},
-        "clusterCIDR": PODS,
-        "conntrack": {"maxPerCore": 0, "min": 0},
-    }
-    (directory / "proxy.yaml").write_text(yaml.safe_dump(proxy))
-
-
-def write_network(directory: Path, pod_cidr: str) -> None:
-    """The cluster's own CNI configuration, in one rename: kubelet takes the node for ready when it is there."""
-    chain = {
-        "cniVersion": "1.0.0",
-        "name": "cluster",
-        "plugins": [
-            {
-                "type": "bridge",
-                "bridge": "cni0",
-                "isGateway": True,
-                "ipMasq": False,
-                "hairpinMode": True,
-                "ipam": {
-                    "type": "host-local",
-                    "ranges": [[{"subnet": pod_cidr}]],
-                    "routes": [{"dst": "0.0.0.0/0"}],
-                },
-            },
-            {"type": "portmap", "capabilities": {"portMappings": True}},
-        ],
-    }
-    place = directory / "etc/cni/net.d"
-    fresh = place / ".10-cluster.new"
-    fresh.write_text(json.dumps(chain))
-    fresh.rename(place / "10-cluster.conflist")
+NODES = (Node("n1", "198.18.0.11", "fd98::11"), Node("n2", "198.18.0.12", "fd98::12"))

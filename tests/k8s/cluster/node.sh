@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# First process of a node, in mount, network, uts, ipc, cgroup and pid namespaces of its own (cluster.py starts it).
-#   node.sh NAME ADDRESS GATEWAY DIRECTORY BINARIES
+# First process of a node, in mount, network, uts, ipc, cgroup and pid namespaces of its own (node.py starts it).
+#   node.sh NAME ADDRESS ADDRESS6 GATEWAY GATEWAY6 DIRECTORY BINARIES
 # DIRECTORY holds kubelet.yaml, kubelet.kubeconfig, proxy.yaml, containerd.toml, images (links to tar files) and gets the
 # logs. All standard paths look like a node's; the machine's own bpffs, cgroup mounts and /run stay out of sight.
 set -euo pipefail
-name=$1 address=$2 gateway=$3 dir=$4 bin=$5
+name=$1 address=$2 address6=$3 gateway=$4 gateway6=$5 dir=$6 bin=$7
 
 hostname "$name"
 mount --make-rprivate /
@@ -36,16 +36,19 @@ cp /usr/lib/cni/* /opt/cni/bin/
 touch "$dir/namespaces-ready"
 until [ -e /sys/class/net/eth0 ]; do sleep 0.02; done
 ip link set lo up
+sysctl -qw net.ipv4.ip_forward=1 net.bridge.bridge-nf-call-iptables=1 net.ipv6.conf.all.forwarding=1 \
+	net.bridge.bridge-nf-call-ip6tables=1
 ip addr add "$address/24" dev eth0
+ip addr add "$address6/64" dev eth0 nodad
 ip link set eth0 up
 ip route add default via "$gateway"
-sysctl -qw net.ipv4.ip_forward=1 net.bridge.bridge-nf-call-iptables=1
+ip route add default via "$gateway6"
 
 containerd --config "$dir/containerd.toml" >"$dir/containerd.log" 2>&1 &
 until ctr version >/dev/null 2>&1; do sleep 0.05; done
 for image in "$dir"/images/*.tar; do ctr --namespace k8s.io images import "$image" >>"$dir/images.log" 2>&1; done
 "$bin/kubelet" --config="$dir/kubelet.yaml" --kubeconfig="$dir/kubelet.kubeconfig" --hostname-override="$name" \
-	--node-ip="$address" >"$dir/kubelet.log" 2>&1 &
+	--node-ip="$address,$address6" >"$dir/kubelet.log" 2>&1 &
 while :; do # with another configuration where that was changed meanwhile
 	"$bin/kube-proxy" --config="$dir/proxy.yaml" >>"$dir/kube-proxy.log" 2>&1 || sleep 0.2
 done &

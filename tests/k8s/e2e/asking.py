@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.k8s.cluster.cluster import CONTROL, Cluster
+from tests.k8s.cluster.cluster import Cluster
 from tests.k8s.cluster.images import ROOT
+from tests.k8s.cluster.machine import CONTROL
 from tests.k8s.e2e.town import Town, namespace, pod, service
 
 CLOSED: dict[str, Any] = {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.k8s.cluster import cluster, images
+from tests.k8s.cluster import cluster, images, programs
 from tests.k8s.cluster.cluster import Cluster
 from tests.k8s.cluster.machine import Unfit
 from tests.k8s.e2e import mesh
@@ -21,7 +21,7 @@ def fit() -> None:
     if os.geteuid():
         pytest.skip("needs root: nodes are network namespaces")
     try:
-        cluster.programs()
+        programs.find()
     except Unfit as error:
         pytest.skip(f"no Kubernetes nodes here: {error}")
 

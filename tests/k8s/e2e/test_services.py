@@ -4,15 +4,15 @@ where kube-proxy alone is at work, and in one inside; with kube-proxy in its nft
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.k8s.cluster.addresses import GATEWAY
 from tests.k8s.cluster.cluster import Cluster
-from tests.k8s.cluster.control import GATEWAY
-from tests.k8s.e2e.town import Raw, Town, namespace, pod, program, service
+from tests.k8s.e2e.serving import from_outside, many, node_port, served_by, stateful_set, vip
+from tests.k8s.e2e.town import Raw, Town, namespace, pod, service
 
 ZONES = {"n1": "east", "n2": "west"}
 PORTS = [{"name": "http", "containerPort": 8080}, {"name": "echo", "containerPort": 7000}]
@@ -23,23 +23,6 @@ def replica(namespace: str, name: str, node: str, app: str = "web", **container:
     made = pod(namespace, name, node, ports=PORTS, **container)
     made["metadata"]["labels"]["app"] = app
     return made
-
-
-def stateful_set(namespace: str) -> Raw:
-    template = pod(namespace, "db", "")
-    spec = {**template["spec"], "nodeName": None}
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "StatefulSet",
-        "metadata": {"namespace": namespace, "name": "db"},
-        "spec": {
-            "serviceName": "db",
-            "replicas": 2,
-            "podManagementPolicy": "Parallel",
-            "selector": {"matchLabels": {"app": "db"}},
-            "template": {"metadata": {"labels": {"app": "db"}}, "spec": spec},
-        },
-    }
 
 
 def objects(name: str) -> list[Raw]:
@@ -99,33 +82,6 @@ def proxied(towns: dict[str, Town], request: pytest.FixtureRequest) -> dict[str,
 @pytest.fixture(scope="module", params=["without", "inside"])
 def town(proxied: dict[str, Town], request: pytest.FixtureRequest) -> Town:
     return proxied[request.param]
-
-
-def vip(town: Town, name: str) -> str:
-    return str(town.cluster.get("-n", town.name, "service", name)["spec"]["clusterIP"])
-
-
-def node_port(town: Town, name: str) -> int:
-    return int(town.cluster.get("-n", town.name, "service", name)["spec"]["ports"][0]["nodePort"])
-
-
-def many(town: Town, source: str, host: str, port: int = 80, count: int = 16, timeout: int = 10) -> list[Any]:
-    command = ("exec", source, "--", "python3", "-c", program("many"), host, str(port), str(count), str(timeout))
-    found: list[Any] = json.loads(town.kubectl(*command))
-    return found
-
-
-def served_by(answers: list[Any]) -> set[str]:
-    """Pods; an error is there as its text."""
-    return {one["pod"] if isinstance(one, dict) else str(one) for one in answers}
-
-
-def from_outside(town: Town, node: str, port: int, timeout: int = 10) -> Any:
-    """Asked from a machine beside the nodes. None: no answer."""
-    address = next(one.address for one in town.cluster.nodes if one.name == node)
-    argv = ("curl", "-s", "--max-time", str(timeout), f"http://{address}:{port}/")
-    done = town.cluster.run(*argv, check=False)
-    return json.loads(done.stdout) if done.returncode == 0 else None
 
 
 def test_ready_pods_share_the_connections_and_see_their_client(town: Town) -> None:

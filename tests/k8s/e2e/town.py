@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,12 @@ class Town:
         return found
 
     def address(self, name: str) -> str:
+        """The primary one: IPv4."""
         return str(self.pod(name)["status"]["podIP"])
+
+    def addresses(self, name: str) -> dict[int, str]:
+        """By family, 4 and 6."""
+        return {ip_address(one["ip"]).version: str(one["ip"]) for one in self.pod(name)["status"]["podIPs"]}
 
     def label(self, value: str | None) -> None:
         """Of the namespace: in the mesh with "enabled", out of it with None."""
@@ -108,7 +114,7 @@ class Town:
         text = self.kubectl("exec", source, "--", "python3", "-c", program("ask"), host, str(port), marker)
         found = json.loads(text)
         answer, error = found.get("answer", {}), found.get("error", "")
-        return Asked(self.address(source), found.get("port", 0), answer, error, since)
+        return Asked(self.addresses(source)[found.get("family", 4)], found.get("port", 0), answer, error, since)
 
     @contextmanager
     def running(self, source: str, name: str, *arguments: str) -> Iterator[Talk]:
@@ -137,7 +143,8 @@ class Town:
     def path_of(self, node: str, asked: Asked) -> str:
         """Of the connection, as the node of its client has logged it: ``tunnel``, ``direct``..., with ``mtls=`` where
         ztunnel says; empty when nobody has."""
-        end = f"src.addr={asked.address}:{asked.port} "
+        address = f"[{asked.address}]" if ":" in asked.address else asked.address
+        end = f"src.addr={address}:{asked.port} "
 
         def look() -> list[str]:
             return [line for line in access_log(self.cluster, node) if end in line and line >= asked.since]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``ask.py HOST PORT MARKER [SOURCE]``: one request that carries MARKER, from the address SOURCE where one is given;
-prints {"port": our own, "answer" or "error"}."""
+prints {"family": of the connection, "port": our own, "answer" or "error"}."""
 
 import json
 import socket
@@ -11,6 +11,7 @@ source = (sys.argv[4], 0) if len(sys.argv) > 4 else None
 found: dict[str, object] = {}
 try:
     with socket.create_connection((host, port), timeout=10, source_address=source) as connection:
+        found["family"] = 6 if connection.family == socket.AF_INET6 else 4
         found["port"] = connection.getsockname()[1]
         connection.sendall(f"GET /{marker} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
         answer = b""

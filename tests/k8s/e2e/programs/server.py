@@ -2,12 +2,13 @@
 """Runs in test pods: HTTP on 8080 (who am I, whom do I see), an echo on 7000, gRPC's health service on 9090 where it is
 asked for (argument "grpc"). While /tmp/ill is there, /ready answers 503, gRPC says NOT_SERVING and the echo is closed
 to new connections. "leave SECONDS": told to end (SIGTERM) it serves on for so long, as programs do that wait for load
-balancers to notice, and ends then."""
+balancers to notice, and ends then. "both": in both families, by one listener; otherwise IPv4 alone."""
 
 import http.server
 import json
 import os
 import signal
+import socket
 import socketserver
 import sys
 import threading
@@ -19,7 +20,9 @@ ILL = Path("/tmp/ill")
 
 class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        body = json.dumps({"pod": os.environ["HOSTNAME"], "client": self.client_address[0]}).encode()
+        body = json.dumps(
+            {"pod": os.environ["HOSTNAME"], "client": self.client_address[0].removeprefix("::ffff:")}
+        ).encode()
         self.send_response(503 if self.path == "/ready" and ILL.exists() else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -36,6 +39,7 @@ class Echo(socketserver.BaseRequestHandler):
 
 
 class Server(socketserver.ThreadingTCPServer):
+    address_family = socket.AF_INET6 if "both" in sys.argv else socket.AF_INET
     allow_reuse_address = True
     daemon_threads = True
     request_queue_size = 128
