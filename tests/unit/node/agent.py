@@ -54,6 +54,11 @@ class Agent:
     def state(self, name: str) -> str:
         return next((pod.state for pod in self.enroller.status() if pod.name == name), "unknown")
 
+    async def until_captured(self, *names: str) -> None:
+        await eventually(
+            lambda: all(self.state(name) == "captured" for name in names), what=lambda: self.enroller.status()
+        )
+
     async def stop(self) -> None:
         for task in self.tasks:
             task.cancel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,14 @@ from tests.unit.node.doubles import FakeKernel
 
 
 @pytest.fixture
-async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
-    kernel = FakeKernel()
+def kernel() -> Iterator[FakeKernel]:
+    found = FakeKernel()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+async def agent(tmp_path: Path, kernel: FakeKernel) -> AsyncIterator[Agent]:
     found = await start_agent(tmp_path, kernel)
     yield found
     await found.stop()
-    kernel.close()

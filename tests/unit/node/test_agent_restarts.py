@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.unit.node.agent import Agent, Tunnel, open_descriptors, start_agent
@@ -47,39 +49,38 @@ async def test_killed_ztunnel_comes_back_to_the_same_listeners(agent: Agent) -> 
     await eventually(lambda: agent.state("web") == "closed")
 
     async with Tunnel(agent.path) as second:
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        await agent.until_captured("web")
         assert agent.kernel.made == 1
         assert len(second.pods) == 1
 
 
-async def test_restarted_agent_adopts_the_listeners_that_ztunnel_holds(tmp_path: Path) -> None:
-    kernel = FakeKernel()
-    agent = await start_agent(tmp_path, kernel)
-    agent.set(workload("web"))
+@asynccontextmanager
+async def left_by_its_agent(root: Path, kernel: FakeKernel, *names: str) -> AsyncIterator[Tunnel]:
+    """A ztunnel with these pods, all captured; the agent that gave them has ended."""
+    agent = await start_agent(root, kernel)
+    agent.set(*map(workload, names))
     async with Tunnel(agent.path) as tunnel:
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        await agent.until_captured(*names)
+        await agent.stop()
+        yield tunnel
+
+
+async def test_restarted_agent_adopts_the_listeners_that_ztunnel_holds(tmp_path: Path, kernel: FakeKernel) -> None:
+    async with left_by_its_agent(tmp_path, kernel, "web") as tunnel:
         spec = next(iter(tunnel.engine.pods.values()))
 
-        await agent.stop()
         agent = await start_agent(tmp_path, kernel)
         agent.set(workload("web"))
 
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        await agent.until_captured("web")
         assert kernel.made == 1
         assert list(tunnel.engine.pods.values()) == [spec]
         assert not tunnel.engine.deleted
     await agent.stop()
-    kernel.close()
 
 
-async def test_restarted_agent_sends_no_snapshot_before_it_knows_the_mesh(tmp_path: Path) -> None:
-    kernel = FakeKernel()
-    agent = await start_agent(tmp_path, kernel)
-    agent.set(workload("web"))
-    async with Tunnel(agent.path) as tunnel:
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
-        await agent.stop()
-
+async def test_restarted_agent_sends_no_snapshot_before_it_knows_the_mesh(tmp_path: Path, kernel: FakeKernel) -> None:
+    async with left_by_its_agent(tmp_path, kernel, "web") as tunnel:
         agent = await start_agent(tmp_path, kernel)
         await eventually(lambda: tunnel.client.is_connected)
         agent.enroller.set_workloads([workload("web")])
@@ -87,14 +88,14 @@ async def test_restarted_agent_sends_no_snapshot_before_it_knows_the_mesh(tmp_pa
         assert len(tunnel.pods) == 1
 
         agent.set(workload("web"))
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        await agent.until_captured("web")
         assert not tunnel.engine.deleted
     await agent.stop()
-    kernel.close()
 
 
-async def test_capture_of_pods_that_went_while_the_agent_was_away_is_taken_off(tmp_path: Path) -> None:
-    kernel = FakeKernel()
+async def test_capture_of_pods_that_went_while_the_agent_was_away_is_taken_off(
+    tmp_path: Path, kernel: FakeKernel
+) -> None:
     kernel.on = {424242: ()}
     agent = await start_agent(tmp_path, kernel)
 
@@ -102,16 +103,12 @@ async def test_capture_of_pods_that_went_while_the_agent_was_away_is_taken_off(t
 
     await eventually(lambda: set(kernel.on) == {(tmp_path / "web").stat().st_ino}, what=lambda: kernel.on)
     await agent.stop()
-    kernel.close()
 
 
-async def test_restarted_agent_that_does_not_know_all_leaves_everything_as_it_is(tmp_path: Path) -> None:
-    kernel = FakeKernel()
-    agent = await start_agent(tmp_path, kernel)
-    agent.set(workload("web"), workload("db"))
-    async with Tunnel(agent.path) as tunnel:
-        await eventually(lambda: agent.state("web") == agent.state("db") == "captured", what=agent.enroller.status)
-        await agent.stop()
+async def test_restarted_agent_that_does_not_know_all_leaves_everything_as_it_is(
+    tmp_path: Path, kernel: FakeKernel
+) -> None:
+    async with left_by_its_agent(tmp_path, kernel, "web", "db") as tunnel:
         before = dict(kernel.on)
 
         agent = await start_agent(tmp_path, kernel)
@@ -123,10 +120,9 @@ async def test_restarted_agent_that_does_not_know_all_leaves_everything_as_it_is
         assert (kernel.on, len(tunnel.pods)) == (before, 2)
 
         agent.set(workload("web"), workload("db"))
-        await eventually(lambda: agent.state("web") == agent.state("db") == "captured", what=agent.enroller.status)
+        await agent.until_captured("web", "db")
         assert not tunnel.engine.deleted
     await agent.stop()
-    kernel.close()
 
 
 async def restarted_with_stale_view(root: Path, kernel: FakeKernel, tunnel: Tunnel, *known: str) -> Agent:
@@ -139,37 +135,28 @@ async def restarted_with_stale_view(root: Path, kernel: FakeKernel, tunnel: Tunn
     return agent
 
 
-async def test_stale_view_serves_what_it_names_and_takes_nothing_away(tmp_path: Path) -> None:
-    kernel = FakeKernel()
-    agent = await start_agent(tmp_path, kernel)
-    agent.set(workload("web"), workload("db"))
-    async with Tunnel(agent.path) as tunnel:
-        await eventually(lambda: agent.state("web") == agent.state("db") == "captured", what=agent.enroller.status)
-        await agent.stop()
+async def test_stale_view_serves_what_it_names_and_takes_nothing_away(tmp_path: Path, kernel: FakeKernel) -> None:
+    async with left_by_its_agent(tmp_path, kernel, "web", "db") as tunnel:
         before = dict(kernel.on)
 
         agent = await restarted_with_stale_view(tmp_path, kernel, tunnel, "web")
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        await agent.until_captured("web")
         assert (kernel.on, len(tunnel.pods), tunnel.engine.deleted) == (before, 2, [])
         assert not agent.enroller.is_settled.is_set()
 
         agent.enroller.set_workloads([workload("web"), workload("db")])
-        await eventually(lambda: agent.state("db") == "captured", what=agent.enroller.status)
+        await agent.until_captured("db")
         assert kernel.on == before and not tunnel.engine.deleted
     await agent.stop()
-    kernel.close()
 
 
-async def test_pod_that_went_while_the_view_was_stale_is_forgotten_by_ztunnel_too(tmp_path: Path) -> None:
-    kernel = FakeKernel()
-    agent = await start_agent(tmp_path, kernel)
-    agent.set(workload("web"), workload("db"))
-    async with Tunnel(agent.path) as tunnel:
-        await eventually(lambda: agent.state("web") == agent.state("db") == "captured", what=agent.enroller.status)
-        await agent.stop()
+async def test_pod_that_went_while_the_view_was_stale_is_forgotten_by_ztunnel_too(
+    tmp_path: Path, kernel: FakeKernel
+) -> None:
+    async with left_by_its_agent(tmp_path, kernel, "web", "db") as tunnel:
         descriptors = open_descriptors()
         agent = await restarted_with_stale_view(tmp_path, kernel, tunnel, "web")
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        await agent.until_captured("web")
 
         agent.enroller.set_observed([observed("web", tmp_path / "web")])
         agent.enroller.set_workloads([workload("web")])
@@ -177,17 +164,17 @@ async def test_pod_that_went_while_the_view_was_stale_is_forgotten_by_ztunnel_to
         await eventually(lambda: len(tunnel.pods) == 1 and len(kernel.on) == 1, what=lambda: kernel.on)
         await agent.stop()
         await eventually(lambda: open_descriptors() <= descriptors)
-    kernel.close()
 
 
-async def test_ztunnels_that_come_back_to_a_new_agent_in_the_wrong_order_keep_theirs(tmp_path: Path) -> None:
+async def test_ztunnels_that_come_back_to_a_new_agent_in_the_wrong_order_keep_theirs(
+    tmp_path: Path, kernel: FakeKernel
+) -> None:
     """The old one ends and waits for its successor; the agent starts anew; the successor is there first."""
-    kernel = FakeKernel()
     kernel.starts = iter([2.0, 1.0])
     agent = await start_agent(tmp_path, kernel)
     agent.set(workload("web"))
     async with Tunnel(agent.path) as young:
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        await agent.until_captured("web")
         async with Tunnel(agent.path) as old:
             await eventually(lambda: old.drains == [7000], what=agent.server.status)
             assert not young.drains
@@ -196,4 +183,3 @@ async def test_ztunnels_that_come_back_to_a_new_agent_in_the_wrong_order_keep_th
             await eventually(lambda: len(young.pods) == 2)
             assert agent.state("db") == "captured"
     await agent.stop()
-    kernel.close()

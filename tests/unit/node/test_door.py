@@ -19,7 +19,7 @@ async def test_pod_is_captured_only_after_listeners_and_acknowledgement(agent: A
 
         agent.set(workload("web"))
 
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        await agent.until_captured("web")
         assert order == ["listeners", "ztunnel", "capture on"]
         spec = next(iter(tunnel.engine.pods.values()))
         assert spec.identity == "spiffe://cluster.local/ns/shop/sa/default"
@@ -38,7 +38,7 @@ async def test_pod_is_captured_closed_while_no_ztunnel_is_there(agent: Agent) ->
 async def test_label_taken_away_takes_capture_off_before_ztunnel_drains(agent: Agent) -> None:
     async with Tunnel(agent.path) as tunnel:
         agent.set(workload("web"))
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        await agent.until_captured("web")
         agent.kernel.order.clear()
 
         agent.set(workload("web", captured=False))
@@ -51,19 +51,23 @@ async def test_label_taken_away_takes_capture_off_before_ztunnel_drains(agent: A
         assert agent.kernel.order == ["capture off"]
 
 
+async def captured_and_released(agent: Agent) -> None:
+    """Pod ``web``, which lives on; its door is still open."""
+    agent.set(workload("web"))
+    await agent.until_captured("web")
+    agent.set(workload("web", captured=False))
+    await eventually(lambda: not agent.kernel.on)
+
+
 async def test_door_of_a_pod_that_lives_on_stays_open_for_a_while_and_for_its_return(agent: Agent) -> None:
     async with Tunnel(agent.path) as tunnel:
-        agent.set(workload("web"))
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
-
-        agent.set(workload("web", captured=False))
-        await eventually(lambda: not agent.kernel.on)
+        await captured_and_released(agent)
         agent.clock.now += 4.9
         await agent.enroller.reconcile()
         assert len(tunnel.pods) == 1 and not tunnel.engine.deleted
 
         agent.set(workload("web"))
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        await agent.until_captured("web")
         agent.clock.now += 60
         await agent.enroller.reconcile()
         assert len(tunnel.pods) == 1 and not tunnel.engine.deleted
@@ -72,10 +76,7 @@ async def test_door_of_a_pod_that_lives_on_stays_open_for_a_while_and_for_its_re
 
 async def test_pod_that_goes_while_its_door_is_open_takes_it_along(agent: Agent) -> None:
     async with Tunnel(agent.path) as tunnel:
-        agent.set(workload("web"))
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
-        agent.set(workload("web", captured=False))
-        await eventually(lambda: not agent.kernel.on)
+        await captured_and_released(agent)
 
         agent.set()
 
@@ -85,14 +86,11 @@ async def test_pod_that_goes_while_its_door_is_open_takes_it_along(agent: Agent)
 
 async def test_pod_that_comes_back_as_another_gets_a_door_of_its_own(agent: Agent) -> None:
     async with Tunnel(agent.path) as tunnel:
-        agent.set(workload("web"))
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
-        agent.set(workload("web", captured=False))
-        await eventually(lambda: not agent.kernel.on)
+        await captured_and_released(agent)
 
         agent.set(replace(workload("web"), service_account="other"))
 
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        await agent.until_captured("web")
         assert [drain_ms for _, drain_ms in tunnel.engine.deleted] == [5000]
 
 
@@ -111,7 +109,7 @@ async def test_pod_that_ztunnel_refuses_is_tried_again(agent: Agent) -> None:
         agent.clock.now += 60
         agent.enroller.wake()
 
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        await agent.until_captured("web")
 
 
 async def test_pod_whose_capture_fails_does_not_hold_up_others_and_is_tried_again(agent: Agent) -> None:
@@ -132,7 +130,7 @@ async def test_pods_are_captured_and_none_is_released_while_not_all_is_known(age
     async with Tunnel(agent.path):
         agent.set(running=("web", "db"))
         agent.enroller.set_known([workload("web"), workload("db")])
-        await eventually(lambda: agent.state("web") == agent.state("db") == "captured", what=agent.enroller.status)
+        await agent.until_captured("web", "db")
 
         agent.enroller.set_known([workload("web")])
         await agent.enroller.reconcile()
@@ -168,6 +166,6 @@ async def test_listeners_close_when_no_ztunnel_has_been_there_for_long_and_come_
     assert agent.kernel.on
 
     async with Tunnel(agent.path) as tunnel:
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        await agent.until_captured("web")
         assert agent.kernel.made == 2
         assert len(tunnel.pods) == 1

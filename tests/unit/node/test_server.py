@@ -56,7 +56,7 @@ async def test_plain_zds_peer_gets_only_what_it_knows(agent: Agent) -> None:
 async def test_bad_peer_is_dropped_and_disturbs_nobody(agent: Agent, garbage: bytes) -> None:
     agent.set(workload("web"))
     async with Tunnel(agent.path) as tunnel:
-        await eventually(lambda: agent.state("web") == "captured", what=agent.enroller.status)
+        await agent.until_captured("web")
 
         bad = await Endpoint.connect(agent.path)
         await bad.send(garbage or b"\x08\x00")
@@ -106,7 +106,7 @@ async def test_no_descriptor_is_left_after_pods_peers_and_agents_have_come_and_g
         agent = await start_agent(tmp_path, kernel)
         agent.set(workload("web"), workload("api", "10.0.0.2"))
         async with Tunnel(agent.path) as tunnel:
-            await eventually(lambda: agent.state("api") == "captured", what=agent.enroller.status)  # noqa: B023
+            await agent.until_captured("api")
             agent.set(workload("web"))
             await eventually(lambda: len(tunnel.pods) == 1)
         await agent.stop()
