@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 import shutil
 import signal
 import socket
@@ -31,15 +30,20 @@ class Missing(Exception):
     """A program is not here; the message says how to get it."""
 
 
+def compiled(program: str) -> Path:
+    """Where the pinned version of a program is, or would be: as build.sh says, which compiles it."""
+    build = Path(__file__).parent / "cluster" / "binaries" / "build.sh"
+    return Path(subprocess.check_output([str(build), "--where", program], text=True).strip())
+
+
 def programs() -> Path:
-    """Where `tests/k8s/cluster/binaries/build.sh` puts them. Raises Missing."""
-    root = Path(os.environ.get("QANAT_CACHE", "/var/cache/qanat"))
-    found = sorted(root.glob("k8s-v*/bin/kube-apiserver"))
-    if not found:
-        raise Missing("kube-apiserver is not compiled (tests/k8s/cluster/binaries/build.sh does it)")
+    """The folder of those of Kubernetes. Raises Missing."""
+    server = compiled("kube-apiserver")
+    if not server.exists():
+        raise Missing(f"{server} is not there (tests/k8s/cluster/binaries/build.sh compiles it)")
     if shutil.which("etcd") is None:
         raise Missing("etcd is not installed (apt-get install etcd-server)")
-    return found[-1].parent
+    return server.parent
 
 
 @dataclass

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,15 +33,11 @@ def find() -> Programs:
     absent = [name for name in KUBERNETES if not (directory / name).exists()]
     absent += [name for name in TOOLS if not shutil.which(name)]
     kubectl = next((p for p in (directory / "kubectl", Path(shutil.which("kubectl") or "-")) if p.exists()), None)
-    coredns = max(cache().glob("coredns-v*/coredns"), default=None)
-    absent += [name for name, found in (("kubectl", kubectl), ("coredns", coredns)) if found is None]
+    coredns = apiserver.compiled("coredns")
+    absent += [name for name, is_there in (("kubectl", kubectl), ("coredns", coredns.exists())) if not is_there]
     if not Path("/usr/lib/cni/bridge").exists():
         absent.append("CNI plugins (/usr/lib/cni)")
-    if absent or kubectl is None or coredns is None:
+    if absent or kubectl is None:
         raise Unfit(f"missing: {', '.join(absent)} (tools/k8s.sh installs and compiles them)")
     machine.hierarchies()
     return Programs(directory, kubectl, coredns)
-
-
-def cache() -> Path:
-    return Path(os.environ.get("QANAT_CACHE", "/var/cache/qanat"))
