@@ -73,12 +73,13 @@ def test_pods_reach_each_other_and_see_who_asks(town: Town, family: int) -> None
             assert town.path_of("n1", asked) in ("tunnel mtls=true", "direct mtls=false")
 
 
-def test_traffic_between_nodes_is_encrypted_in_both_families(towns: dict[str, Town]) -> None:
-    with sniffing(towns["six-in"].cluster, "n2") as cable:
+def test_traffic_between_nodes_is_encrypted_in_both_families(towns: dict[str, Town], inside: Town) -> None:
+    outside = towns["six-out"]
+    with sniffing(inside.cluster, "n2") as cable:
         for family in (4, 6):
-            asked = towns["six-in"].ask("client", towns["six-in"].addresses("server")[family], 8080, f"meshed-{family}")
-            assert towns["six-in"].path_of("n1", asked) == "tunnel mtls=true", asked
-            towns["six-out"].ask("client", towns["six-out"].addresses("server")[family], 8080, f"plain-{family}")
+            asked = inside.ask("client", inside.addresses("server")[family], 8080, f"meshed-{family}")
+            assert inside.path_of("n1", asked) == "tunnel mtls=true", asked
+            outside.ask("client", outside.addresses("server")[family], 8080, f"plain-{family}")
             cable.until_saw(f"plain-{family}")
             assert not cable.saw(f"meshed-{family}")
 
@@ -97,8 +98,7 @@ def test_service_is_served_at_each_of_its_addresses(town: Town, policy: str) -> 
 
 @pytest.mark.parametrize(("source", "target"), [("six-out", "six-in"), ("six-in", "six-out")])
 def test_the_mesh_and_others_reach_each_other_over_ipv6(towns: dict[str, Town], source: str, target: str) -> None:
-    for address in (towns[target].addresses("server")[6], vips(towns[target], "require")[6]):
-        port = 8080 if address == towns[target].addresses("server")[6] else 80
+    for address, port in ((towns[target].addresses("server")[6], 8080), (vips(towns[target], "require")[6], 80)):
         asked = towns[source].ask("client", address, port)
 
         assert asked.answer == {"pod": "server", "client": towns[source].addresses("client")[6]}, asked.error
