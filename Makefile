@@ -41,7 +41,7 @@ test-netns: ## whole meshes of network namespaces
 test-interop: ## against a stock Envoy
 
 .PHONY: test-k8s
-test-k8s: build ## on a real Kubernetes of two nodes (compiled once, from Go modules; about 15 minutes)
+test-k8s: build ## on a real Kubernetes of two nodes (compiled once, from Go modules; about 17 minutes, then 24 for the tests)
 	@tools/k8s.sh
 	@$(PY) tools/tiers.py k8s k8s-e2e k8s-e2e-apart
 
